@@ -231,5 +231,4 @@ fn differs(task: &TaskView, issue: &IssueState, set: &CapabilitySet) -> bool {
 }
 
 #[cfg(test)]
-#[path = "rules_tests.rs"]
 mod tests;

@@ -73,6 +73,8 @@ mod tests {
 
     use super::*;
 
+    type Headers<'h> = &'h [(&'h str, &'h str)];
+
     const BODY: &[u8] = b"{\"a\":1}";
 
     fn sign(secret: &str, body: &[u8]) -> String {
@@ -104,7 +106,7 @@ mod tests {
         let prefixed = &*format!("sha256={good}");
         let other = &*sign("other", BODY);
         let (f, g, h) = (HEADERS[0], HEADERS[1], HEADERS[2]);
-        let cases: &[(&[(&str, &str)], Result<(), SignatureError>)] = &[
+        let cases: &[(Headers<'_>, Result<(), SignatureError>)] = &[
             (&[(f, good)], Ok(())),
             (&[(g, good)], Ok(())),
             (&[(h, prefixed)], Ok(())),
