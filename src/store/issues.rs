@@ -1,7 +1,6 @@
 //! Issues of the forge: the newest state of each is kept, and applied to its task when that is free.
 
 use deadpool_postgres::GenericClient;
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
@@ -46,12 +45,8 @@ pub struct IssueDelivery {
     pub action: String,
     /// `org/repo#42`
     pub key: String,
-    /// When the forge last changed the issue, at a resolution of 1 s.
-    pub updated_at: Timestamp,
     /// The issue.
     pub state: IssueState,
-    /// The action says that it was closed before.
-    pub reopened: bool,
 }
 
 /// What came of a delivery.
@@ -83,7 +78,9 @@ impl Store {
         delivery: &IssueDelivery,
         defaults: IssueDefaults,
     ) -> Result<IssueOutcome, StoreError> {
-        self.intern_lanes(std::iter::once(delivery.state.capabilities.as_slice())).await?;
+        if let Some(set) = &delivery.state.capabilities {
+            self.intern_lanes(std::iter::once(set.as_slice())).await?;
+        }
         retry!(self.take_issue_once(delivery, defaults).await)
     }
 
@@ -113,7 +110,16 @@ impl Store {
         }
         let state = serde_json::to_value(&delivery.state).unwrap_or_default();
         let newer = UPSERT_ISSUE
-            .row(&tx, &[&delivery.key, &delivery.updated_at, &hash, &state, &delivery.reopened])
+            .row(
+                &tx,
+                &[
+                    &delivery.key,
+                    &delivery.state.updated_at,
+                    &hash,
+                    &state,
+                    &delivery.state.reopened,
+                ],
+            )
             .await?;
         let outcome = if newer.is_some() {
             apply_or_create(&tx, &delivery.key, Some(defaults)).await?
@@ -177,16 +183,18 @@ async fn apply_or_create<C: GenericClient>(
     let task_id = locked.as_ref().map(|r| TaskId(get::<Uuid>(r, "task_id")));
     let version = locked.as_ref().map(|r| get::<i32>(r, "spec_version"));
     let row = READ_ISSUE.one(client, &[&key, &task_id.map(|t| t.0), &version]).await?;
-    let issue: IssueState = rows::json(&row, "state")?
+    let mut issue: IssueState = rows::json(&row, "state")?
         .ok_or_else(|| StoreError::Unknown { what: "an issue without a state".into() })?;
     let issue_version: i64 = get(&row, "version");
 
     let (Some(locked), Some(task_id)) = (locked, task_id) else {
-        let decision = decide(None, &issue, false);
-        let (Decision::Create, Some(defaults)) = (decision, defaults) else {
-            return Ok(ignored(None, "it has no requirement label, or is closed"));
+        return match (decide(None, &issue), defaults) {
+            (Decision::Create, Some(defaults)) => {
+                create_task(client, key, &issue, issue_version, defaults).await
+            }
+            (Decision::Nothing(reason), _) => Ok(ignored(None, reason)),
+            _ => Ok(ignored(None, "there is no task to change")),
         };
-        return create_task(client, key, &issue, issue_version, defaults).await;
     };
 
     let view = TaskView {
@@ -201,9 +209,13 @@ async fn apply_or_create<C: GenericClient>(
         priority: Priority::from_rank(get(&locked, "priority")),
     };
     let applied: i64 = get::<Option<i64>>(&locked, "issue_version").unwrap_or(0);
-    let reopened = get::<i64>(&row, "reopened_version") > applied;
-    match decide(Some(&view), &issue, reopened) {
-        Decision::Create | Decision::Nothing => Ok(ignored(Some(task_id), "nothing changes")),
+    issue.reopened = get::<i64>(&row, "reopened_version") > applied;
+    match decide(Some(&view), &issue) {
+        Decision::Create => Ok(ignored(Some(task_id), "the task exists")),
+        Decision::Nothing(reason) => {
+            SET_ISSUE_APPLIED.run(client, &[&task_id.0, &issue_version, &issue.open]).await?;
+            Ok(ignored(Some(task_id), reason))
+        }
         Decision::Later => Ok(IssueOutcome {
             result: DeliveryResult::Updated,
             task_id: Some(task_id),
@@ -236,16 +248,12 @@ async fn apply_or_create<C: GenericClient>(
                 None => {}
             }
             SET_ISSUE_APPLIED.run(client, &[&task_id.0, &issue_version, &issue.open]).await?;
-            if update || then.is_some() {
-                Ok(IssueOutcome {
-                    result: DeliveryResult::Updated,
-                    task_id: Some(task_id),
-                    reason: None,
-                    wakes: true,
-                })
-            } else {
-                Ok(ignored(Some(task_id), "nothing changes"))
-            }
+            Ok(IssueOutcome {
+                result: DeliveryResult::Updated,
+                task_id: Some(task_id),
+                reason: None,
+                wakes: true,
+            })
         }
     }
 }
@@ -263,7 +271,7 @@ async fn create_task<C: GenericClient>(
         title: issue.title.clone(),
         body: issue.body.clone(),
         labels: issue.labels.clone(),
-        capabilities: issue.capabilities.clone(),
+        capabilities: requirements(issue),
         priority: issue.priority,
         execution_mode: ExecutionMode::Undecided,
         max_retries: defaults.max_retries,
@@ -302,7 +310,7 @@ async fn update_spec<C: GenericClient>(
                 &issue.title,
                 &issue.body,
                 &issue.labels,
-                &issue.capabilities,
+                &requirements(issue),
                 &repo,
                 &issue.issue_url,
                 &issue.priority.rank(),
@@ -311,6 +319,11 @@ async fn update_spec<C: GenericClient>(
         )
         .await?;
     Ok(())
+}
+
+/// What the issue requires; a decision to write is never made on a set that cannot be stored.
+fn requirements(issue: &IssueState) -> Vec<String> {
+    issue.capabilities.as_ref().map(|set| set.as_slice().to_vec()).unwrap_or_default()
 }
 
 fn ignored(task_id: Option<TaskId>, reason: &'static str) -> IssueOutcome {

@@ -23,7 +23,6 @@ mod sessions;
 mod statement;
 mod tasks;
 
-pub(crate) use agents::token_digest;
 pub use agents::{
     AgentFilter, AgentSession, Credential, RegisterRefused, Registered, Registration, TokenOwner,
 };
