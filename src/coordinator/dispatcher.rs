@@ -46,7 +46,10 @@ async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
     let decided =
         replica.store.decide_pull(replica.config.dispatch.undecided_grace, &actor).await?;
     if decided > 0 {
-        tracing::info!(tasks = decided, "no known host could ever serve these tasks; they are left to pull");
+        tracing::info!(
+            tasks = decided,
+            "no known host could ever serve these tasks; they are left to pull"
+        );
         replica.wake.ready();
     }
     Ok(())

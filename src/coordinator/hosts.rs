@@ -159,8 +159,7 @@ pub(super) async fn run(replica: &Arc<Replica>) {
 
 /// A host could not be reached while a run was to be started: it is offline until its next probe.
 pub(super) async fn set_offline(replica: &Replica, host_id: &str, reason: &str) {
-    let found =
-        HostProbe { online: false, reason: Some(reason.to_owned()), missing: Vec::new() };
+    let found = HostProbe { online: false, reason: Some(reason.to_owned()), missing: Vec::new() };
     store(replica, host_id, &found).await;
 }
 

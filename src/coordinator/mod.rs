@@ -79,6 +79,28 @@ pub fn make_executor(
     })
 }
 
+/// Does an act until the database takes it: while it is merely away, again and again, until the replica stops. A macro,
+/// because an async closure that borrows cannot yet be shown to be `Send`.
+macro_rules! until_stored {
+    ($replica:expr, $act:expr) => {{
+        let mut pause = std::time::Duration::from_millis(200);
+        loop {
+            match $act.await {
+                Err(error) if error.is_unavailable() && !$replica.shutdown.is_triggered() => {
+                    tracing::warn!(
+                        error = %$crate::telemetry::error_chain(&error),
+                        "the database is away; trying again"
+                    );
+                    $replica.shutdown.sleep(pause).await;
+                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
+                }
+                result => break result,
+            }
+        }
+    }};
+}
+use until_stored;
+
 /// One running coordinator process.
 #[derive(Debug)]
 pub struct Replica {
@@ -194,7 +216,10 @@ impl Replica {
     pub async fn stop(&self, limit: Duration) {
         self.shutdown.trigger();
         if !self.shutdown.wait(limit).await {
-            tracing::warn!(limit_secs = limit.as_secs(), "something still ran when the replica stopped");
+            tracing::warn!(
+                limit_secs = limit.as_secs(),
+                "something still ran when the replica stopped"
+            );
         }
         self.hosts.close().await;
         membership::leave(self).await;
@@ -209,7 +234,9 @@ async fn wait_for_database(store: &Store, shutdown: &Shutdown) -> Result<(), Sto
     loop {
         match store.ping().await {
             Ok(()) => return Ok(()),
-            Err(error) if error.is_retryable() && !error.is_refusal() && !shutdown.is_triggered() => {
+            Err(error)
+                if error.is_retryable() && !error.is_refusal() && !shutdown.is_triggered() =>
+            {
                 tracing::warn!(error = %error_chain(&error), "waiting for the database");
             }
             Err(error) => return Err(error),

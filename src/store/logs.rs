@@ -6,9 +6,7 @@ use super::{
     HeldLease, Refusal, Store, StoreError,
     error::retry,
     rows::get,
-    statement::{
-        APPEND_LOG, FIND_LOG_LEASE, LOCK_LEASE, READ_LOGS,
-    },
+    statement::{APPEND_LOG, FIND_LOG_LEASE, LOCK_LEASE, READ_LOGS},
 };
 use crate::model::{Lease, TaskId};
 

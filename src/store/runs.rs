@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{
     HeldLease, Store, StoreError,
     rows::{get, word},
-    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, MARK_RUN_STARTED, Params, TAKE_OVER_RUNS},
+    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, MARK_RUN_STARTED, TAKE_OVER_RUNS},
 };
 use crate::{
     config::OutputFormat,
