@@ -35,6 +35,7 @@ use std::{
 
 use uuid::Uuid;
 
+pub(crate) use self::runner::prompt_of;
 pub use self::{
     heartbeats::Heartbeats,
     matchmaker::{Answer, Matchmaker, Place},

@@ -24,6 +24,7 @@ mod sessions;
 mod statement;
 mod tasks;
 
+pub(crate) use agents::token_digest;
 pub use agents::{
     AgentFilter, AgentSession, Credential, RegisterRefused, Registered, Registration, TokenOwner,
 };
