@@ -1,0 +1,3 @@
+//! `agent-fleet dev`: everything on one machine, with nothing to set up.
+
+pub mod postgres;
