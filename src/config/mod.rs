@@ -1,8 +1,24 @@
 //! Configuration: one TOML file, overridden by the environment, overridden by flags; checked in full before anything binds.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+mod cli;
+mod default;
+mod error;
+mod file;
+mod host;
+mod load;
+mod replica_id;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod value;
 
-use crate::model::CapabilitySet;
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+pub use cli::{Cli, OutputFormat, PromptVia};
+pub use default::DEFAULT_FILE;
+pub use error::ConfigError;
+pub use host::{Host, HostAgent};
+pub use load::Overrides;
 
 /// A value that never shows in logs or errors.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -166,85 +182,4 @@ pub struct Log {
     pub format: LogFormat,
     /// As `RUST_LOG` has it.
     pub level: String,
-}
-
-/// `[[hosts]]`
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// Names the host; the same alphabet as agent ids.
-    pub host_id: String,
-    /// Where sshd listens, or `localhost` for a local subprocess.
-    pub hostname: String,
-    /// Remote account.
-    pub ssh_user: Option<String>,
-    /// 22 unless set.
-    pub ssh_port: u16,
-    /// Private key.
-    pub ssh_key_path: Option<PathBuf>,
-    /// Where the host's key must stand.
-    pub known_hosts_path: Option<PathBuf>,
-    /// Absolute, or `~/…` in the remote account's home.
-    pub work_dir: String,
-    /// Clone the repository into the task's folder.
-    pub checkout: bool,
-    /// The CLIs it offers.
-    pub agents: Vec<HostAgent>,
-}
-
-impl Host {
-    /// True when it is this machine and no SSH is used.
-    pub fn is_local(&self) -> bool {
-        self.hostname == "localhost"
-    }
-}
-
-/// One entry of `agents` in `[[hosts]]`.
-#[derive(Debug, Clone)]
-pub struct HostAgent {
-    /// Names a `[cli.<agent_type>]`.
-    pub agent_type: String,
-    /// Slots, counted over all replicas.
-    pub max_concurrency: u32,
-    /// What it offers.
-    pub capabilities: CapabilitySet,
-}
-
-/// How the CLI is given its prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PromptVia {
-    /// On stdin.
-    Stdin,
-    /// As a file; `{prompt_file}` in the command is replaced by its path.
-    File,
-}
-
-crate::model::words! {
-    /// What the CLI prints.
-    OutputFormat {
-        /// `codex exec --json`: JSON lines.
-        CodexJson = "codex-json",
-        /// `claude -p --output-format stream-json`: JSON lines, or one `json` object.
-        ClaudeJson = "claude-json",
-        /// `opencode run --format json`.
-        OpencodeJson = "opencode-json",
-        /// `gemini --output-format stream-json`.
-        GeminiJson = "gemini-json",
-        /// Anything: the exit code decides, the last lines are the summary.
-        Raw = "raw",
-    }
-}
-
-/// `[cli.<agent_type>]`
-#[derive(Debug, Clone)]
-pub struct Cli {
-    /// An argument vector, never a shell string.
-    pub command: Vec<String>,
-    /// `stdin` or `file`.
-    pub prompt: PromptVia,
-    /// How its output is read.
-    pub output: OutputFormat,
-    /// Time limit; the task's unless set.
-    pub timeout: Option<Duration>,
-    /// Environment of the CLI; may hold keys, hence secret.
-    pub env: BTreeMap<String, Secret>,
 }
