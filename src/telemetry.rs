@@ -86,6 +86,19 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_logged() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let lines = tracing_subscriber::fmt().json().with_writer(std::sync::Mutex::new(writer));
+        tracing::subscriber::with_default(lines.finish(), || {
+            log_panics();
+            panic::catch_unwind(|| panic!("the lamp fell")).unwrap_err();
+        });
+        // The writer is gone with the subscriber, so this ends.
+        let text = std::io::read_to_string(reader).unwrap();
+        assert!(text.contains("the lamp fell") && text.contains("telemetry.rs"), "{text}");
+    }
+
+    #[test]
     fn a_bad_filter_is_named() {
         let log = Log { format: LogFormat::Json, level: "agent_fleet=loud".to_owned() };
         let error = init(&log).unwrap_err();

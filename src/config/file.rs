@@ -203,6 +203,11 @@ fn reword(message: &str) -> String {
     }
     match expected {
         Some(expected) if message.starts_with("invalid ") => {
+            let expected = match expected {
+                "a sequence" => "a list",
+                "a boolean" => "true or false, without quotes",
+                other => other,
+            };
             format!("has the wrong type; expected {expected}")
         }
         _ => message.to_owned(),

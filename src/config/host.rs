@@ -113,7 +113,7 @@ fn check_host(
         known_hosts_path: path(host.known_hosts_path),
         work_dir,
         checkout: host.checkout,
-        agents: check_agents(&key("agents"), host.agents, cli)?,
+        agents: check_agents(i, &host_id, host.agents, cli)?,
         hostname,
         host_id: host_id.clone(),
     };
@@ -125,31 +125,36 @@ fn check_host(
 }
 
 fn check_agents(
-    key: &str,
+    i: usize,
+    host_id: &str,
     agents: Vec<file::HostAgent>,
     cli: &BTreeMap<String, Cli>,
 ) -> Result<Vec<HostAgent>, ConfigError> {
     if agents.is_empty() {
+        let key = format!("hosts[{i}].agents (of host {host_id})");
         return Err(ConfigError::invalid(key, "is empty; name at least one agent_type"));
     }
     let mut checked: Vec<HostAgent> = Vec::new();
-    for agent in agents {
+    for (j, agent) in agents.into_iter().enumerate() {
+        let key = |name: &str| format!("hosts[{i}].agents[{j}].{name} (of host {host_id})");
         let agent_type = agent.agent_type.map(|text| text.0).unwrap_or_default();
-        check_id(&format!("{key}: agent_type"), &agent_type)?;
-        let key = |name: &str| format!("{key}: {name} of `{agent_type}`");
+        check_id(&key("agent_type"), &agent_type)?;
         if !cli.contains_key(&agent_type) {
             let known = cli.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let problem =
-                format!("is not a known CLI; write a [cli.{agent_type}] or use one of: {known}");
+            let problem = format!(
+                "is `{agent_type}`, which is not a known CLI; write a [cli.{agent_type}] or use one of: {known}"
+            );
             return Err(ConfigError::invalid(key("agent_type"), problem));
         }
         if checked.iter().any(|other| other.agent_type == agent_type) {
-            let problem = "stands twice on this host; raise max_concurrency instead";
+            let problem = format!(
+                "is `{agent_type}`, which stands twice on this host; raise max_concurrency instead"
+            );
             return Err(ConfigError::invalid(key("agent_type"), problem));
         }
         let max_concurrency = agent.max_concurrency.map_or(1, |count| count.0);
         if !(1..=MAX_SLOTS).contains(&max_concurrency) {
-            let problem = format!("must be from 1 to {MAX_SLOTS}");
+            let problem = format!("is {max_concurrency}; it must be from 1 to {MAX_SLOTS}");
             return Err(ConfigError::invalid(key("max_concurrency"), problem));
         }
         let names = agent.capabilities.into_iter().map(|text| text.0);
@@ -162,13 +167,13 @@ fn check_agents(
 
 /// Ids of hosts, replicas and agent types have the alphabet of agent ids: all appear in paths and in `host_id/agent_type`.
 pub(super) fn check_id(key: &str, id: &str) -> Result<(), ConfigError> {
-    match AgentId::parse(id) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(ConfigError::invalid(
-            key,
-            format!("is `{}`; expected 1 to 128 of A-Z a-z 0-9 . _ -", id.escape_debug()),
-        )),
-    }
+    let shape = "1 to 128 of A-Z a-z 0-9 . _ -";
+    let problem = match AgentId::parse(id) {
+        Ok(_) => return Ok(()),
+        Err(_) if id.is_empty() => format!("is missing; expected {shape}"),
+        Err(_) => format!("is `{}`; expected {shape}", id.escape_debug()),
+    };
+    Err(ConfigError::invalid(key, problem))
 }
 
 /// True for what can stand in an ssh command line without being taken for an option or for something else.

@@ -258,11 +258,14 @@ fn refusals_name_the_key_and_say_how_to_mend_it() {
         (replace("\"localhost\"", "\"-oProxyCommand=x\""), &["hosts[0].hostname", "h1"]),
         (replace("\"localhost\"", "\"a b\""), &["hosts[0].hostname"]),
         (replace("\"codex-cli\"", "\"magic\""), &["magic", "[cli.magic]", "codex-cli"]),
-        (replace("agents = [{ agent_type = \"codex-cli\" }]", two_agents), &["codex-cli", "twice"]),
+        (
+            replace("agents = [{ agent_type = \"codex-cli\" }]", two_agents),
+            &["hosts[0].agents[1].agent_type", "codex-cli", "twice"],
+        ),
         (replace("agents = [{ agent_type = \"codex-cli\" }]", ""), &["hosts[0].agents", "empty"]),
         (
             replace("\"codex-cli\" }", "\"codex-cli\", max_concurrency = 0 }"),
-            &["max_concurrency", "from 1"],
+            &["hosts[0].agents[0].max_concurrency", "from 1"],
         ),
         (
             replace("\"codex-cli\" }", "\"codex-cli\", slots = 1 }"),
@@ -278,7 +281,7 @@ fn refusals_name_the_key_and_say_how_to_mend_it() {
         (replace("\"/w\"", "\"/w\\nx\""), &["hosts[0].work_dir", "line break"]),
         (host("ssh_port = 70000"), &["hosts[0].ssh_port", "65535"]),
         (host("ssh_user = \"-l\""), &["hosts[0].ssh_user"]),
-        (host("checkout = \"yes\""), &["hosts[0].checkout", "boolean"]),
+        (host("checkout = \"yes\""), &["hosts[0].checkout", "true or false"]),
         (remote.to_owned(), &["hosts[0].ssh_key_path", "missing"]),
         (
             format!("{remote}ssh_key_path = \"/nowhere/key\""),
@@ -292,7 +295,7 @@ fn refusals_name_the_key_and_say_how_to_mend_it() {
         ("[cli.x]\ncommand = []".into(), &["cli.x.command", "empty"]),
         ("[cli.x]\ncommand = [\" \"]".into(), &["cli.x.command", "empty"]),
         ("[cli.x]\noutput = \"raw\"".into(), &["cli.x.command", "empty"]),
-        ("[cli.x]\ncommand = \"x -y\"".into(), &["cli.x.command", "sequence"]),
+        ("[cli.x]\ncommand = \"x -y\"".into(), &["cli.x.command", "a list"]),
         ("[cli.x]\ncommand = [\"x\", \"a\\nb\"]".into(), &["cli.x.command", "line break"]),
         ("[cli.x]\ncommand = [\"x\", \"a\\u0000\"]".into(), &["cli.x.command", "NUL"]),
         (

@@ -26,6 +26,8 @@ words! {
         PinExpired = "pin_expired",
         /// Work began.
         Started = "started",
+        /// The holder said how it is getting on; no transition.
+        Progress = "progress",
         /// Completed by a receipt, or by the forge.
         Completed = "completed",
         /// A pull request waits for review.

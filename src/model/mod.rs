@@ -4,6 +4,7 @@ mod agent;
 mod capability;
 mod event;
 mod ids;
+mod issue;
 mod receipt;
 mod task;
 mod text;
@@ -15,6 +16,7 @@ pub use capability::{
 };
 pub use event::{Actor, Event, EventType};
 pub use ids::{AgentId, InvalidAgentId, Lease, SessionId, TaskId, TaskRef};
+pub use issue::{Change, Decision, IssueState, TaskView, decide};
 pub use receipt::{Artifact, Receipt, ReceiptStatus, StoredReceipt, Usage};
 pub(crate) use task::words;
 pub use task::{

@@ -40,6 +40,7 @@ pub const TRANSITIONS: &[(Option<S>, S, E)] = &[
     (Some(S::Assigned), S::Scheduled, E::Released),
     (Some(S::Running), S::Scheduled, E::Released),
     (Some(S::Assigned), S::Created, E::Undone),
+    (Some(S::Assigned), S::Assigned, E::Undone), // pinned: the pin stands
     // The forge closed the issue with a commit.
     (Some(S::Scheduled), S::Completed, E::Completed),
     (Some(S::Created), S::Completed, E::Completed),

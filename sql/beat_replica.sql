@@ -1,0 +1,10 @@
+-- Purpose: the heartbeat of a replica. A gap in it (longer than half its ttl) begins a new steady time, before which it
+--          judges nobody. Zero rows mean that the session was ended: begin another.
+-- Locks:   that session.
+-- Index:   sessions_pkey.
+-- $1 uuid: session.
+update fleet.sessions
+   set steady_since = case when last_heartbeat_at < now() - ttl / 2 then now() else steady_since end,
+       last_heartbeat_at = now()
+ where session_id = $1 and ended_at is null
+returning session_id

@@ -1,0 +1,11 @@
+-- Purpose: the claim by dequeue, first statement: locks the sessions of the agents that want work, so that no other
+--          replica counts or claims for them meanwhile. Only live sessions of agents that are not draining.
+-- Locks:   sessions FOR NO KEY UPDATE SKIP LOCKED, by id.
+-- Index:   sessions_pkey.
+-- $1 uuid[]: sessions that wait.
+select s.session_id, a.agent_id, a.capabilities, a.max_concurrency
+  from fleet.sessions s
+  join fleet.agents a on a.agent_id = s.subject and a.session_id = s.session_id
+ where s.session_id = any ($1::uuid[]) and s.kind = 'agent' and s.ended_at is null and a.drained_at is null
+ order by s.session_id
+   for no key update of s skip locked

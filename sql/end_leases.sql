@@ -1,0 +1,105 @@
+-- Purpose: ends leases: the only way a claim ends but by cancel and retry. One rule for receipts, timeouts, lost holders,
+--          releases and undone claims: what the outcome makes of the task, and whether it counts as an attempt.
+--          Fenced by task, lease and session. A task that is no longer assigned or running (the forge moved it) keeps
+--          its status; only the lease ends.
+-- Locks:   tasks by id, FOR UPDATE; then appends.
+-- Index:   tasks_pkey; runs_pkey.
+-- $1 uuid[]: tasks, each once; $2 bigint[]: lease; $3 uuid[]: session; $4 text[]: outcome, one of completed, failed,
+-- timed_out, lost, released, undone; $5 text[]: error or reason; $6 integer[]: wait in seconds; $7 jsonb[]: receipt;
+-- $8 bytea[]: its hash; $9 text[]: actor (agent_id or host/agent of a receipt behind its first colon);
+-- $10 double precision: backoff before the first retry, in seconds.
+with input as materialized (
+  select *
+    from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::integer[], $7::jsonb[], $8::bytea[],
+                $9::text[])
+      as i(task_id, lease, holder, outcome, reason, wait_secs, receipt, receipt_hash, actor)
+),
+cur as materialized (
+  select t.task_id, t.status, t.lease, t.holder, t.attempt, t.retry_count, t.refund_count, t.max_retries, t.pinned_to
+    from fleet.tasks t
+   where t.task_id = any ($1::uuid[])
+   order by t.task_id
+     for update
+),
+fenced as materialized (
+  select c.*, i.reason, coalesce(i.wait_secs, 0) as wait_secs, i.receipt, i.receipt_hash, i.actor,
+         (select a ->> 'url' from jsonb_array_elements(i.receipt -> 'artifacts') a
+           where a ->> 'type' = 'pr' limit 1) as pr_url,
+         -- at most five refunds; after that giving back counts as losing
+         case when i.outcome = 'released' and c.refund_count >= 5 then 'lost' else i.outcome end as outcome
+    from input i
+    join cur c on c.task_id = i.task_id and c.lease = i.lease and c.holder = i.holder
+),
+verdict as materialized (
+  select f.*,
+         case
+           when f.status not in ('assigned', 'running') then 'lease_ended'
+           when f.outcome = 'completed' and f.pr_url is not null then 'review_pending'
+           else f.outcome
+         end as type,
+         case
+           when f.status not in ('assigned', 'running') then f.status
+           when f.outcome = 'completed' then case when f.pr_url is null then 'completed' else 'review_pending' end
+           when f.outcome = 'undone' then case when f.pinned_to is null then 'created' else 'assigned' end
+           when f.outcome = 'released' then
+             case when f.wait_secs > 0 or f.refund_count >= 1 then 'scheduled' else 'created' end
+           when f.retry_count < f.max_retries then 'scheduled'
+           when f.outcome = 'lost' then 'agent_lost'
+           else 'failed'
+         end as to_status
+    from fenced f
+),
+ended as (
+  update fleet.tasks t
+     set status = v.to_status,
+         holder = null, host_agent_id = null, deadline_at = null,
+         pinned_to = case when v.type = 'undone' then t.pinned_to end,
+         pinned_until = case when v.type = 'undone' then t.pinned_until end,
+         execution_mode = case when v.to_status in ('created', 'scheduled') then t.created_mode else t.execution_mode end,
+         attempt = t.attempt - case when v.type in ('released', 'undone') then 1 else 0 end,
+         refund_count = t.refund_count + case when v.type = 'released' then 1 else 0 end,
+         retry_count = t.retry_count
+                       + case when v.type in ('failed', 'timed_out', 'lost') and v.to_status = 'scheduled' then 1 else 0 end,
+         run_at = case when v.to_status = 'scheduled' then
+                    now() + greatest(make_interval(secs => v.wait_secs),
+                                     case when v.type = 'released' and v.wait_secs > 0 then interval '0'
+                                          when v.type = 'released' then
+                                            fleet.backoff(make_interval(secs => $10), v.refund_count)
+                                          else fleet.backoff(make_interval(secs => $10), v.retry_count + 1) end)
+                  end,
+         ready_at = case when v.to_status = 'created' then now() else t.ready_at end,
+         completed_at = case when v.type <> 'lease_ended' and v.to_status in ('completed', 'failed', 'agent_lost')
+                             then now() else t.completed_at end,
+         error = case when v.type in ('failed', 'timed_out', 'lost') then v.reason
+                      when v.type in ('completed', 'review_pending') then null
+                      else t.error end,
+         pr_url = coalesce(v.pr_url, t.pr_url),
+         last_activity_at = now()
+    from verdict v
+   where t.task_id = v.task_id
+  returning t.task_id, t.lane_id, t.source
+),
+run as (
+  update fleet.runs r
+     set state = 'ended', ended_at = now()
+    from verdict v
+   where r.task_id = v.task_id and r.state <> 'ended'
+),
+receipt as (
+  insert into fleet.receipts (task_id, lease, attempt, agent_id, status, body, body_hash)
+  select task_id, lease, attempt, split_part(actor, ':', 2), receipt ->> 'status', receipt, receipt_hash
+    from verdict
+   where receipt is not null
+),
+event as (
+  insert into fleet.task_events (task_id, type, from_status, to_status, actor, lease, attempt, detail)
+  select task_id, type, status, case when type <> 'lease_ended' then to_status end, actor, lease, attempt,
+         jsonb_strip_nulls(jsonb_build_object('reason', reason, 'receipt', receipt ->> 'status'))
+    from verdict
+)
+select i.task_id, ended.task_id is not null as applied, c.status as old_status, v.to_status, c.lease, c.holder,
+       ended.source
+  from input i
+  left join cur c on c.task_id = i.task_id
+  left join verdict v on v.task_id = i.task_id
+  left join ended on ended.task_id = i.task_id

@@ -1,0 +1,5 @@
+-- Purpose: whether an issue's newest state is from this very body.
+-- Locks:   none.
+-- Index:   forge_issues_pkey.
+-- $1 text: key; $2 bytea: hash of the body.
+select body_hash = $2 as same from fleet.forge_issues where key = $1

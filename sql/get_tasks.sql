@@ -1,0 +1,23 @@
+-- Purpose: tasks as the API shows them, in full: with the version of the text that the holder was given, else the newest.
+-- Locks:   none.
+-- Index:   tasks_pkey; task_specs_pkey; sessions_pkey; receipts_pkey.
+-- $1 uuid[]: ids.
+select t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pinned_to, t.lease, t.attempt,
+       t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
+       case when t.status = 'assigned' and t.holder is null and t.execution_mode = 'http_pull'
+            then t.pinned_to else t.assigned_agent_id end as assigned_agent_id,
+       case when t.status = 'assigned' and t.holder is null and t.execution_mode = 'ssh_cli'
+            then t.pinned_to else t.assigned_host end as assigned_host,
+       h.last_heartbeat_at + h.ttl as lease_expires_at,
+       t.created_at, t.assigned_at, t.started_at, t.completed_at, t.last_activity_at, t.pr_url, t.pr_title, t.error,
+       s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
+       r.body ->> 'summary' as summary, r.body -> 'usage' as usage,
+       fleet.waiting_reason(t.status, t.execution_mode, t.holder, s.capabilities, t.lane_id) as waiting_reason,
+       s.body
+  from fleet.tasks t
+  join fleet.task_specs s on s.task_id = t.task_id
+       and s.version = case when t.holder is null then t.spec_version else t.claimed_version end
+  left join fleet.sessions h on h.session_id = t.holder and h.ended_at is null
+  left join lateral (select body from fleet.receipts r
+                      where r.task_id = t.task_id order by r.lease desc limit 1) r on true
+ where t.task_id = any ($1::uuid[])

@@ -1,0 +1,11 @@
+-- Purpose: leases past their deadline. For a run on a host only when its follower, who judges first, is late by more
+--          than the grace.
+-- Locks:   none; end_leases is fenced.
+-- Index:   tasks_due.
+-- $1 double precision: grace for runs on hosts, in seconds; $2 bigint: at most this many.
+select task_id, lease, holder
+  from fleet.tasks
+ where due_at is not null and due_at <= now() and holder is not null
+   and (host_agent_id is null or deadline_at <= now() - make_interval(secs => $1))
+ order by due_at
+ limit $2

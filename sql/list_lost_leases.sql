@@ -1,0 +1,10 @@
+-- Purpose: leases of agents whose session has ended: lost.
+-- Locks:   none; end_leases is fenced.
+-- Index:   tasks_held; sessions_pkey.
+-- $1 bigint: at most this many.
+select t.task_id, t.lease, t.holder, s.end_reason
+  from fleet.tasks t
+  join fleet.sessions s on s.session_id = t.holder
+ where t.holder is not null and t.host_agent_id is null and s.ended_at is not null
+ order by t.task_id
+ limit $1

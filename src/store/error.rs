@@ -1,0 +1,135 @@
+//! What can go wrong with the database, told apart by SQLSTATE and never by text.
+
+use tokio_postgres::error::SqlState;
+
+/// A failed act on the database. The cause is in `source`.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The address of the database cannot be used.
+    #[error("the database address (database.url) cannot be used: {reason}")]
+    Address {
+        /// What is wrong with it, without the address: it may hold a password.
+        reason: String,
+    },
+    /// No connection could be had.
+    #[error("the database cannot be reached")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A statement failed.
+    #[error("statement `{statement}` failed")]
+    Statement {
+        /// Its file in `sql/`, without the ending.
+        statement: &'static str,
+        /// What PostgreSQL said.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// A session is not set up as it must be.
+    #[error(
+        "the database session has {setting} = {actual}, not {wanted}: a pooler seems to drop connection options; set it for the role with `alter role … set {setting} = '{wanted}'`"
+    )]
+    Setting {
+        /// Name of the setting.
+        setting: &'static str,
+        /// What it is.
+        actual: String,
+        /// What it must be.
+        wanted: &'static str,
+    },
+    /// The schema is not what this program needs.
+    #[error("{0}")]
+    Schema(String),
+    /// A migration failed.
+    #[error("the migrations could not be applied")]
+    Migration(#[source] refinery::Error),
+    /// A stored value is not one that this program knows: written by a newer one, or by hand.
+    #[error("the database holds {what}, which this version does not know")]
+    Unknown {
+        /// Column and value.
+        what: String,
+    },
+}
+
+impl StoreError {
+    fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Statement { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+
+    /// True when the same act may succeed if it is simply done again: serialization failure, deadlock, lost connection,
+    /// a server that restarts or has just become a standby.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Statement { source, .. } => source.code().map_or_else(
+                || source.is_closed() || std::error::Error::source(source).is_some(),
+                |code| {
+                    matches!(
+                        *code,
+                        SqlState::T_R_SERIALIZATION_FAILURE
+                            | SqlState::T_R_DEADLOCK_DETECTED
+                            | SqlState::ADMIN_SHUTDOWN
+                            | SqlState::CRASH_SHUTDOWN
+                            | SqlState::CANNOT_CONNECT_NOW
+                            | SqlState::READ_ONLY_SQL_TRANSACTION
+                    ) || code.code().starts_with("08")
+                },
+            ),
+            _ => false,
+        }
+    }
+
+    /// True when the database is away, overloaded or read-only: the caller should come back later.
+    pub fn is_unavailable(&self) -> bool {
+        self.is_retryable()
+            || self.code().is_some_and(|code| {
+                matches!(
+                    *code,
+                    SqlState::LOCK_NOT_AVAILABLE
+                        | SqlState::QUERY_CANCELED
+                        | SqlState::TOO_MANY_CONNECTIONS
+                        | SqlState::DISK_FULL
+                        | SqlState::OUT_OF_MEMORY
+                )
+            })
+    }
+
+    /// True for the violation of this unique constraint.
+    pub(super) fn is_unique_violation(&self, constraint: &str) -> bool {
+        match self {
+            Self::Statement { source, .. } => source.as_db_error().is_some_and(|e| {
+                *e.code() == SqlState::UNIQUE_VIOLATION && e.constraint() == Some(constraint)
+            }),
+            _ => false,
+        }
+    }
+}
+
+impl From<deadpool_postgres::PoolError> for StoreError {
+    fn from(error: deadpool_postgres::PoolError) -> Self {
+        Self::Unreachable(Box::new(error))
+    }
+}
+
+/// Does an act again, up to three times in all, while it fails in a way that doing it again may mend.
+macro_rules! retry {
+    ($act:expr) => {{
+        let mut tries = 1;
+        loop {
+            match $act {
+                Err(error) if tries < 3 && $crate::store::StoreError::is_retryable(&error) => {
+                    tracing::debug!(
+                        error = %$crate::telemetry::error_chain(&error),
+                        tries,
+                        "database act is done again"
+                    );
+                    tokio::time::sleep(std::time::Duration::from_millis(5 * tries)).await;
+                    tries += 1;
+                }
+                result => break result,
+            }
+        }
+    }};
+}
+pub(super) use retry;

@@ -1,0 +1,48 @@
+//! The event log, read so that nothing that commits late is skipped.
+
+use super::{
+    Store, StoreError, rows,
+    rows::get,
+    statement::{FIND_EVENT_XID, LIST_EVENTS, READ_EVENT_HORIZON},
+};
+use crate::model::Event;
+
+/// Where a reader is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventPlace {
+    xid: String,
+    event_id: i64,
+}
+
+impl EventPlace {
+    /// Before the first event.
+    pub fn start() -> Self {
+        Self { xid: "0".to_owned(), event_id: 0 }
+    }
+}
+
+impl Store {
+    /// The place after an event; `None` when there is no such event (any more).
+    pub async fn find_event_place(&self, event_id: i64) -> Result<Option<EventPlace>, StoreError> {
+        let client = self.client().await?;
+        let row = FIND_EVENT_XID.row(&client, &[&event_id]).await?;
+        Ok(row.map(|r| EventPlace { xid: get(&r, "xid"), event_id }))
+    }
+
+    /// The next events in the order `(xid, event_id)`, none of a transaction that others may still precede. Two statements: the
+    /// horizon first, the events in a younger snapshot.
+    pub async fn list_events(
+        &self,
+        after: &EventPlace,
+        limit: i64,
+    ) -> Result<Vec<Event>, StoreError> {
+        let client = self.client().await?;
+        let horizon: String = get(&READ_EVENT_HORIZON.one(&client, &[]).await?, "horizon");
+        LIST_EVENTS
+            .rows(&client, &[&after.xid, &after.event_id, &horizon, &limit])
+            .await?
+            .iter()
+            .map(rows::event)
+            .collect()
+    }
+}

@@ -1,0 +1,156 @@
+//! Hosts: what replicas list, and what their probes find.
+
+use super::{
+    Store, StoreError,
+    error::retry,
+    rows::{self, get, word},
+    statement::{
+        CHECK_HOST_ID, DELETE_HOST_AGENTS, INSERT_REPLICA_HOST, LIST_HOSTS, SET_HOST_PROBE,
+        SET_HOSTS_LISTED, UPSERT_HOST, UPSERT_HOST_AGENTS,
+    },
+};
+use crate::{
+    config,
+    model::{Host, HostAgentId, SessionId},
+};
+
+/// The hosts of one boot of a replica.
+#[derive(Debug, Clone, Copy)]
+pub struct HostListing<'a> {
+    /// Whose.
+    pub replica_id: &'a str,
+    /// Which boot.
+    pub session: SessionId,
+    /// The machine that `localhost` is.
+    pub machine: &'a str,
+    /// As configured.
+    pub hosts: &'a [config::Host],
+}
+
+/// A host that this replica may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedHost {
+    /// Its id.
+    pub host_id: String,
+    /// Its CLIs: type and slot id.
+    pub agents: Vec<(String, HostAgentId)>,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostProbe {
+    /// Reached, with a usable work folder and at least one CLI.
+    pub online: bool,
+    /// What is wrong, also when only some CLIs are missing.
+    pub reason: Option<String>,
+    /// Agent types whose CLI was not found.
+    pub missing: Vec<String>,
+}
+
+impl Store {
+    /// Records the hosts that a replica lists, in one transaction, and that it has. Returns those that it may use: a
+    /// `localhost` that is another machine's is not among them.
+    pub async fn upsert_hosts(
+        &self,
+        listing: HostListing<'_>,
+    ) -> Result<Vec<ListedHost>, StoreError> {
+        retry!(self.upsert_hosts_once(listing).await)
+    }
+
+    async fn upsert_hosts_once(
+        &self,
+        listing: HostListing<'_>,
+    ) -> Result<Vec<ListedHost>, StoreError> {
+        let mut hosts: Vec<&config::Host> = listing.hosts.iter().collect();
+        hosts.sort_by(|a, b| a.host_id.cmp(&b.host_id));
+        let mut client = self.client().await?;
+        let tx = client
+            .transaction()
+            .await
+            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let mut listed = Vec::new();
+        for host in hosts {
+            let machine = host.is_local().then_some(listing.machine);
+            let mine = UPSERT_HOST
+                .row(&tx, &[&host.host_id, &host.hostname, &host.work_dir, &machine])
+                .await?
+                .is_some();
+            if !mine {
+                tracing::error!(
+                    host.id = host.host_id,
+                    "host is the localhost of another machine, whose replica is alive: give it another host_id here"
+                );
+                continue;
+            }
+            let agents: serde_json::Value = host
+                .agents
+                .iter()
+                .map(|a| {
+                    serde_json::json!({"agent_type": a.agent_type, "capabilities": a.capabilities,
+                                       "max_concurrency": a.max_concurrency})
+                })
+                .collect();
+            let rows = UPSERT_HOST_AGENTS.rows(&tx, &[&host.host_id, &agents]).await?;
+            let types: Vec<&str> = host.agents.iter().map(|a| a.agent_type.as_str()).collect();
+            DELETE_HOST_AGENTS.run(&tx, &[&host.host_id, &types]).await?;
+            let reason = "not probed yet";
+            INSERT_REPLICA_HOST.run(&tx, &[&listing.session.0, &host.host_id, &reason]).await?;
+            listed.push(ListedHost {
+                host_id: host.host_id.clone(),
+                agents: rows
+                    .iter()
+                    .map(|r| (get(r, "agent_type"), HostAgentId(get(r, "host_agent_id"))))
+                    .collect(),
+            });
+        }
+        SET_HOSTS_LISTED.run(&tx, &[&listing.replica_id, &listing.session.0]).await?;
+        tx.commit()
+            .await
+            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        Ok(listed)
+    }
+
+    /// Records what a probe found.
+    pub async fn set_host_probe(
+        &self,
+        session: SessionId,
+        host_id: &str,
+        probe: &HostProbe,
+    ) -> Result<(), StoreError> {
+        let client = self.client().await?;
+        SET_HOST_PROBE
+            .run(&client, &[&session.0, &host_id, &probe.online, &probe.reason, &probe.missing])
+            .await?;
+        Ok(())
+    }
+
+    /// A page of hosts by id.
+    pub async fn list_hosts(
+        &self,
+        after: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<Host>, StoreError> {
+        let client = self.client().await?;
+        LIST_HOSTS
+            .rows(&client, &[&after, &limit])
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(Host {
+                    host_id: get(row, "host_id"),
+                    hostname: get(row, "hostname"),
+                    status: word(row, "status")?,
+                    reason: get(row, "reason"),
+                    agents: rows::json(row, "agents")?.unwrap_or_default(),
+                    checked_at: get(row, "checked_at"),
+                })
+            })
+            .collect()
+    }
+
+    /// Whether an id is a configured host's.
+    pub async fn is_host_id(&self, id: &str) -> Result<bool, StoreError> {
+        let client = self.client().await?;
+        Ok(get(&CHECK_HOST_ID.one(&client, &[&id]).await?, "known"))
+    }
+}

@@ -1,0 +1,140 @@
+//! Migrations: applied by one replica at a time, checked by all.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, NoTls};
+
+use super::{Store, StoreError, connection};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Where refinery keeps its history.
+const HISTORY: &str = "fleet.schema_history";
+/// The advisory lock that migrating replicas queue for: "fleet" in ASCII.
+const LOCK: i64 = 0x66_6c_65_65_74;
+
+/// What migrating did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// Names of the migrations applied now, `V0001__schema` and so on.
+    pub applied: Vec<String>,
+}
+
+/// Names of the migrations that this program embeds.
+pub fn migration_names() -> Vec<String> {
+    embedded::migrations::runner().get_migrations().iter().map(ToString::to_string).collect()
+}
+
+fn runner() -> refinery::Runner {
+    let mut runner = embedded::migrations::runner();
+    runner.set_migration_table_name(HISTORY);
+    runner
+}
+
+impl Store {
+    /// Applies what is missing. Safe on all replicas at once: a polled try-lock, on the very connection that migrates.
+    /// Polled, because a session that waits inside `pg_advisory_lock` holds a snapshot, which `create index
+    /// concurrently` would wait for: a deadlock.
+    pub async fn migrate(&self) -> Result<Migrated, StoreError> {
+        let mut client = self.dedicated().await?;
+        let sql = |source| StoreError::Statement { statement: "migrate", source };
+        // Migrations may take their time; they must not queue behind a long lock for ever.
+        client
+            .batch_execute("set statement_timeout = 0; set lock_timeout = '10s'; set idle_in_transaction_session_timeout = 0")
+            .await
+            .map_err(sql)?;
+        loop {
+            let row =
+                client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await.map_err(sql)?;
+            if row.get::<_, bool>(0) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        client.batch_execute("create schema if not exists fleet").await.map_err(sql)?;
+        let report = runner().run_async(&mut client).await.map_err(StoreError::Migration)?;
+        // The lock goes with the connection.
+        Ok(Migrated {
+            applied: report.applied_migrations().iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    /// Checks that every migration that this program knows has been applied, unaltered. A newer schema is fine: the
+    /// expand → contract rule (`migrations/README.md`) keeps it usable.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        let mut client = self.client().await?;
+        let client: &mut Client = &mut client;
+        let there = client
+            .query_one(&format!("select to_regclass('{HISTORY}') is not null"), &[])
+            .await
+            .map_err(|source| StoreError::Statement { statement: "check_schema", source })?;
+        if !there.get::<_, bool>(0) {
+            return Err(StoreError::Schema(
+                "the database has no schema of agent-fleet; run `agent-fleet migrate`, or serve with --migrate".into(),
+            ));
+        }
+        let applied =
+            runner().get_applied_migrations_async(client).await.map_err(StoreError::Migration)?;
+        for known in runner().get_migrations() {
+            match applied.iter().find(|a| a.version() == known.version()) {
+                None => {
+                    return Err(StoreError::Schema(format!(
+                        "the database lacks migration {known}; run `agent-fleet migrate`, or serve with --migrate"
+                    )));
+                }
+                Some(a) if a.checksum() != known.checksum() => {
+                    return Err(StoreError::Schema(format!(
+                        "migration {known} in the database is not the one that this program was built with"
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection of its own, outside the pool; closed when dropped.
+    async fn dedicated(&self) -> Result<Client, StoreError> {
+        let config = self.session_config();
+        let unreachable = |e: tokio_postgres::Error| StoreError::Unreachable(Box::new(e));
+        match connection::tls(config)? {
+            connection::Tls::Off => {
+                let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+            connection::Tls::Verified(tls) => {
+                let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_file_is_embedded() {
+        let mut files: Vec<String> = std::fs::read_dir("migrations")
+            .unwrap()
+            .filter_map(|f| {
+                f.unwrap()
+                    .file_name()
+                    .into_string()
+                    .unwrap()
+                    .strip_suffix(".sql")
+                    .map(str::to_owned)
+            })
+            .collect();
+        files.sort();
+        let stems: Vec<String> = super::embedded::migrations::runner()
+            .get_migrations()
+            .iter()
+            .map(|m| format!("V{:04}__{}", m.version(), m.name()))
+            .collect();
+        assert_eq!(stems, files);
+    }
+}

@@ -1,0 +1,111 @@
+//! What an operator does to a task: cancel, retry, assign.
+
+use super::{
+    Store, StoreError,
+    error::retry,
+    rows::{get, word},
+    statement::{ASSIGN_TASK, CANCEL_TASK, FIND_TARGET, Params, RETRY_TASK, Statement},
+};
+use crate::model::{Actor, ExecutionMode, Status, TaskId, words};
+
+/// Why nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperatorRefusal {
+    /// There is no such task.
+    Missing,
+    /// Its status does not allow it.
+    Status(Status),
+}
+
+words! {
+    /// What a task can be assigned to.
+    TargetKind {
+        /// A registered agent.
+        Agent = "agent",
+        /// A host, or one CLI of it.
+        Host = "host",
+    }
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Agent or host.
+    pub kind: TargetKind,
+    /// Whether it has what the task requires.
+    pub capable: bool,
+}
+
+impl Store {
+    /// Calls a task off.
+    pub async fn cancel_task(
+        &self,
+        task: TaskId,
+        actor: &Actor,
+        reason: Option<&str>,
+    ) -> Result<Result<(), OperatorRefusal>, StoreError> {
+        self.operate(&CANCEL_TASK, &[&task.0, &actor.to_string(), &reason]).await
+    }
+
+    /// Wants an ended task run again, if given in another mode from now on.
+    pub async fn retry_task(
+        &self,
+        task: TaskId,
+        actor: &Actor,
+        mode: Option<ExecutionMode>,
+    ) -> Result<Result<(), OperatorRefusal>, StoreError> {
+        let mode = mode.map(ExecutionMode::as_str);
+        self.operate(&RETRY_TASK, &[&task.0, &actor.to_string(), &mode, &"retried"]).await
+    }
+
+    /// Pins a task to an agent, host or host agent.
+    pub async fn assign_task(
+        &self,
+        task: TaskId,
+        target: &str,
+        mode: ExecutionMode,
+        reservation: std::time::Duration,
+        actor: &Actor,
+    ) -> Result<Result<(), OperatorRefusal>, StoreError> {
+        self.operate(
+            &ASSIGN_TASK,
+            &[&task.0, &target, &mode.as_str(), &reservation.as_secs_f64(), &actor.to_string()],
+        )
+        .await
+    }
+
+    /// What a name stands for; an agent goes before a host. `None` when it is nobody's, or there is no such task.
+    pub async fn find_target(
+        &self,
+        name: &str,
+        task: TaskId,
+    ) -> Result<Option<Target>, StoreError> {
+        let client = self.client().await?;
+        let mut targets = FIND_TARGET
+            .rows(&client, &[&name, &task.0])
+            .await?
+            .iter()
+            .map(|row| Ok(Target { kind: word(row, "kind")?, capable: get(row, "capable") }))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        targets.sort_by_key(|t| t.kind);
+        Ok(targets.into_iter().next())
+    }
+
+    async fn operate(
+        &self,
+        statement: &Statement,
+        params: Params<'_>,
+    ) -> Result<Result<(), OperatorRefusal>, StoreError> {
+        retry!(
+            async {
+                let client = self.client().await?;
+                match statement.row(&client, params).await? {
+                    None => Ok(Err(OperatorRefusal::Missing)),
+                    Some(row) if get(&row, "applied") => Ok(Ok(())),
+                    Some(row) => Ok(Err(OperatorRefusal::Status(word(&row, "status")?))),
+                }
+            }
+            .await
+        )
+    }
+}

@@ -1,0 +1,109 @@
+//! Sessions and replicas: who lives.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError,
+    error::retry,
+    rows::get,
+    statement::{
+        BEAT_REPLICA, BEGIN_SESSION, END_SESSION, END_SESSIONS_OF, END_SILENT_SESSIONS,
+        READ_IDENTITY, TOUCH_SESSIONS, UPSERT_REPLICA,
+    },
+};
+use crate::model::SessionId;
+
+/// A session that was found silent and has been ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SilentSession {
+    /// The session.
+    pub session_id: SessionId,
+    /// `agent` or `replica`.
+    pub kind: String,
+    /// Whose it was.
+    pub subject: String,
+}
+
+impl Store {
+    /// The name of this fleet on its hosts.
+    pub async fn fleet_id(&self) -> Result<Uuid, StoreError> {
+        let client = self.client().await?;
+        Ok(get(&READ_IDENTITY.one(&client, &[]).await?, "fleet_id"))
+    }
+
+    /// A replica boots: earlier boots of its id end, a session begins.
+    pub async fn begin_replica(
+        &self,
+        replica_id: &str,
+        hostname: &str,
+        machine: &str,
+        ttl: Duration,
+    ) -> Result<SessionId, StoreError> {
+        retry!(
+            async {
+                let mut client = self.client().await?;
+                let tx = client
+                    .transaction()
+                    .await
+                    .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+                END_SESSIONS_OF.run(&tx, &[&"replica", &replica_id, &"booted again"]).await?;
+                let row =
+                    BEGIN_SESSION.one(&tx, &[&"replica", &replica_id, &ttl.as_secs_f64()]).await?;
+                let session: Uuid = get(&row, "session_id");
+                let version = env!("CARGO_PKG_VERSION");
+                UPSERT_REPLICA
+                    .run(&tx, &[&replica_id, &session, &hostname, &version, &machine])
+                    .await?;
+                tx.commit()
+                    .await
+                    .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+                Ok(SessionId(session))
+            }
+            .await
+        )
+    }
+
+    /// A replica's heartbeat. False when its session has been ended: begin another.
+    pub async fn beat_replica(&self, session: SessionId) -> Result<bool, StoreError> {
+        let client = self.client().await?;
+        Ok(BEAT_REPLICA.row(&client, &[&session.0]).await?.is_some())
+    }
+
+    /// Ends a session; nothing if it has ended.
+    pub async fn end_session(&self, session: SessionId, reason: &str) -> Result<(), StoreError> {
+        let client = self.client().await?;
+        END_SESSION.run(&client, &[&session.0, &reason]).await?;
+        Ok(())
+    }
+
+    /// Heartbeats in a batch. Returns the sessions that live.
+    pub async fn touch_sessions(
+        &self,
+        sessions: &[SessionId],
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let client = self.client().await?;
+        let ids: Vec<Uuid> = sessions.iter().map(|s| s.0).collect();
+        let rows = TOUCH_SESSIONS.rows(&client, &[&ids]).await?;
+        Ok(rows.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))).collect())
+    }
+
+    /// Ends sessions that are silent for longer than their ttl, as far as this replica may judge.
+    pub async fn end_silent_sessions(
+        &self,
+        me: SessionId,
+        limit: i64,
+    ) -> Result<Vec<SilentSession>, StoreError> {
+        let client = self.client().await?;
+        let rows = END_SILENT_SESSIONS.rows(&client, &[&me.0, &limit]).await?;
+        Ok(rows
+            .iter()
+            .map(|r| SilentSession {
+                session_id: SessionId(get::<Uuid>(r, "session_id")),
+                kind: get(r, "kind"),
+                subject: get(r, "subject"),
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,183 @@
+//! The statements: each is one file in `sql/`, prepared once per connection, run and timed under its name.
+
+use std::time::Instant;
+
+use deadpool_postgres::GenericClient;
+use tokio_postgres::{Row, types::ToSql};
+
+use super::StoreError;
+
+/// One file of `sql/`.
+#[derive(Debug)]
+pub struct Statement {
+    /// The file's name without its ending.
+    pub name: &'static str,
+    /// The file.
+    pub text: &'static str,
+}
+
+macro_rules! statements {
+    ($($constant:ident $name:literal)+) => {
+        $(pub(super) const $constant: Statement =
+            Statement { name: $name, text: include_str!(concat!("../../sql/", $name, ".sql")) };)+
+
+        /// Every statement; a test holds this against the folder and prepares each.
+        pub const STATEMENTS: &[Statement] = &[$($constant,)+];
+    };
+}
+
+statements! {
+    APPEND_LOG "append_log"
+    APPEND_RUN_OUTPUT "append_run_output"
+    ASSIGN_TASK "assign_task"
+    BEAT_REPLICA "beat_replica"
+    BEGIN_SESSION "begin_session"
+    CANCEL_TASK "cancel_task"
+    CHECK_HOST_ID "check_host_id"
+    CHECK_LEASE "check_lease"
+    CHECK_PARTITIONS "check_partitions"
+    CHECK_SESSIONS "check_sessions"
+    CLAIM_PULL_1_LOCK "claim_pull_1_lock"
+    CLAIM_PULL_2_COUNT "claim_pull_2_count"
+    CLAIM_PULL_2_PINNED "claim_pull_2_pinned"
+    CLAIM_PULL_2_READY "claim_pull_2_ready"
+    CLAIM_PULL_3_TAKE "claim_pull_3_take"
+    CLAIM_PUSH_1_LOCK "claim_push_1_lock"
+    CLAIM_PUSH_2_COUNT "claim_push_2_count"
+    CLAIM_PUSH_2_PINNED "claim_push_2_pinned"
+    CLAIM_PUSH_2_READY "claim_push_2_ready"
+    CLAIM_PUSH_3_TAKE "claim_push_3_take"
+    COMPLETE_BY_FORGE "complete_by_forge"
+    DECIDE_PULL "decide_pull"
+    DELETE_HOST_AGENTS "delete_host_agents"
+    DELETE_OLD_NOTICES "delete_old_notices"
+    END_LEASES "end_leases"
+    END_SESSION "end_session"
+    END_SESSIONS_OF "end_sessions_of"
+    END_SILENT_SESSIONS "end_silent_sessions"
+    EXPIRE_PINS "expire_pins"
+    FIND_AGENT_BY_TOKEN "find_agent_by_token"
+    FIND_AGENT_SESSION "find_agent_session"
+    FIND_DELIVERY "find_delivery"
+    FIND_EVENT_XID "find_event_xid"
+    FIND_IDEMPOTENCY_KEY "find_idempotency_key"
+    FIND_ISSUE_HASH "find_issue_hash"
+    FIND_LOG_LEASE "find_log_lease"
+    FIND_RECEIPT "find_receipt"
+    FIND_TARGET "find_target"
+    FIND_TASK "find_task"
+    FIND_TASKS_BY_KEY "find_tasks_by_key"
+    GET_TASKS "get_tasks"
+    INSERT_DELIVERY "insert_delivery"
+    INSERT_IDEMPOTENCY_KEY "insert_idempotency_key"
+    INSERT_REPLICA_HOST "insert_replica_host"
+    INSERT_RUN "insert_run"
+    INSERT_TASKS "insert_tasks"
+    INTERN_LANES "intern_lanes"
+    LIST_AGENTS "list_agents"
+    LIST_CANCEL_NOTICES "list_cancel_notices"
+    LIST_EVENTS "list_events"
+    LIST_EXPIRED_LEASES "list_expired_leases"
+    LIST_HOSTS "list_hosts"
+    LIST_LANELESS_SETS "list_laneless_sets"
+    LIST_LOST_LEASES "list_lost_leases"
+    LIST_PENDING_ISSUES "list_pending_issues"
+    LIST_RECEIPTS "list_receipts"
+    LIST_SESSION_LEASES "list_session_leases"
+    LIST_TASK_EVENTS "list_task_events"
+    LIST_TASKS "list_tasks"
+    LOCK_AGENT "lock_agent"
+    LOCK_ISSUE_TASK "lock_issue_task"
+    LOCK_LEASE "lock_lease"
+    MAKE_PARTITIONS "make_partitions"
+    MARK_RUN_STARTED "mark_run_started"
+    PROMOTE_DUE_TASKS "promote_due_tasks"
+    READ_EVENT_HORIZON "read_event_horizon"
+    READ_IDENTITY "read_identity"
+    READ_ISSUE "read_issue"
+    READ_LOGS "read_logs"
+    RETRY_TASK "retry_task"
+    SEND_NOTIFY "send_notify"
+    SET_DELIVERY_RESULT "set_delivery_result"
+    SET_HOST_PROBE "set_host_probe"
+    SET_HOSTS_LISTED "set_hosts_listed"
+    SET_IDEMPOTENCY_TASKS "set_idempotency_tasks"
+    SET_ISSUE_APPLIED "set_issue_applied"
+    SET_LANES "set_lanes"
+    START_TASK "start_task"
+    TOUCH_SESSIONS "touch_sessions"
+    UPDATE_SPEC "update_spec"
+    UPSERT_AGENT "upsert_agent"
+    UPSERT_HOST "upsert_host"
+    UPSERT_HOST_AGENTS "upsert_host_agents"
+    UPSERT_ISSUE "upsert_issue"
+    UPSERT_REPLICA "upsert_replica"
+    USE_TOKEN "use_token"
+}
+
+/// Parameters of a statement.
+pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+impl Statement {
+    /// Runs it for its rows.
+    pub(super) async fn rows<C: GenericClient>(
+        &self,
+        client: &C,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let started = Instant::now();
+        let result = async {
+            let prepared = client.prepare_cached(self.text).await?;
+            client.query(&prepared, params).await
+        }
+        .await;
+        tracing::trace!(
+            statement = self.name,
+            duration_us = started.elapsed().as_micros(),
+            rows = result.as_ref().map_or(0, Vec::len),
+            "statement"
+        );
+        result.map_err(|source| StoreError::Statement { statement: self.name, source })
+    }
+
+    /// Runs it for at most one row.
+    pub(super) async fn row<C: GenericClient>(
+        &self,
+        client: &C,
+        params: Params<'_>,
+    ) -> Result<Option<Row>, StoreError> {
+        Ok(self.rows(client, params).await?.into_iter().next())
+    }
+
+    /// Runs it for its one row.
+    pub(super) async fn one<C: GenericClient>(
+        &self,
+        client: &C,
+        params: Params<'_>,
+    ) -> Result<Row, StoreError> {
+        self.row(client, params).await?.ok_or_else(|| StoreError::Unknown {
+            what: format!("no row where `{}` needs one", self.name),
+        })
+    }
+
+    /// Runs it for the number of rows that it changed.
+    pub(super) async fn run<C: GenericClient>(
+        &self,
+        client: &C,
+        params: Params<'_>,
+    ) -> Result<u64, StoreError> {
+        let started = Instant::now();
+        let result = async {
+            let prepared = client.prepare_cached(self.text).await?;
+            client.execute(&prepared, params).await
+        }
+        .await;
+        tracing::trace!(
+            statement = self.name,
+            duration_us = started.elapsed().as_micros(),
+            rows = *result.as_ref().unwrap_or(&0),
+            "statement"
+        );
+        result.map_err(|source| StoreError::Statement { statement: self.name, source })
+    }
+}

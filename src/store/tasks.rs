@@ -1,0 +1,110 @@
+//! Tasks, read.
+
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError, rows,
+    rows::get,
+    statement::{FIND_TASK, GET_TASKS, LIST_RECEIPTS, LIST_TASK_EVENTS, LIST_TASKS},
+};
+use crate::model::{
+    Event, ExecutionMode, Lease, Source, Status, StoredReceipt, Task, TaskId, TaskRef,
+};
+
+/// What a list of tasks is narrowed to; what is `None` narrows nothing.
+#[derive(Debug, Clone, Default)]
+#[expect(missing_docs, reason = "the fields are the query parameters of GET /api/v1/tasks")]
+pub struct TaskFilter {
+    pub status: Option<Status>,
+    pub agent_id: Option<String>,
+    pub execution_mode: Option<ExecutionMode>,
+    pub capability: Option<String>,
+    pub source: Option<Source>,
+    pub q: Option<String>,
+    /// Only tasks with a lower id: the next page.
+    pub before: Option<TaskId>,
+    /// How many, at most.
+    pub limit: i64,
+}
+
+impl Store {
+    /// The id of a task named by id or key; an id is not looked up.
+    pub async fn resolve(&self, task: &TaskRef) -> Result<Option<TaskId>, StoreError> {
+        match task {
+            TaskRef::Id(id) => Ok(Some(*id)),
+            TaskRef::Key(key) => {
+                let client = self.client().await?;
+                let row = FIND_TASK.row(&client, &[key]).await?;
+                Ok(row.map(|r| TaskId(get::<Uuid>(&r, "task_id"))))
+            }
+        }
+    }
+
+    /// One task in full.
+    pub async fn get_task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
+        Ok(self.get_tasks(&[id]).await?.pop())
+    }
+
+    /// Tasks in full, in the order of `ids`; those that do not exist are left out.
+    pub async fn get_tasks(&self, ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
+        let client = self.client().await?;
+        let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let mut tasks = GET_TASKS
+            .rows(&client, &[&uuids])
+            .await?
+            .iter()
+            .map(rows::task)
+            .collect::<Result<Vec<_>, _>>()?;
+        tasks.sort_by_key(|task| ids.iter().position(|id| *id == task.task_id));
+        Ok(tasks)
+    }
+
+    /// A page of tasks, newest first, without their text.
+    pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, StoreError> {
+        let client = self.client().await?;
+        LIST_TASKS
+            .rows(
+                &client,
+                &[
+                    &filter.status.map(Status::as_str),
+                    &filter.agent_id,
+                    &filter.execution_mode.map(ExecutionMode::as_str),
+                    &filter.capability,
+                    &filter.source.map(Source::as_str),
+                    &filter.q,
+                    &filter.before.map(|id| id.0),
+                    &filter.limit,
+                ],
+            )
+            .await?
+            .iter()
+            .map(rows::task)
+            .collect()
+    }
+
+    /// The life of one task, at most its first 1,000 events.
+    pub async fn list_task_events(&self, id: TaskId) -> Result<Vec<Event>, StoreError> {
+        let client = self.client().await?;
+        LIST_TASK_EVENTS.rows(&client, &[&id.0]).await?.iter().map(rows::event).collect()
+    }
+
+    /// The receipts of one task, oldest first.
+    pub async fn list_receipts(&self, id: TaskId) -> Result<Vec<StoredReceipt>, StoreError> {
+        let client = self.client().await?;
+        LIST_RECEIPTS
+            .rows(&client, &[&id.0])
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(StoredReceipt {
+                    lease: Lease(get(row, "lease")),
+                    agent_id: get(row, "agent_id"),
+                    received_at: get(row, "received_at"),
+                    receipt: rows::json(row, "body")?.ok_or_else(|| StoreError::Unknown {
+                        what: "a receipt without a body".into(),
+                    })?,
+                })
+            })
+            .collect()
+    }
+}
