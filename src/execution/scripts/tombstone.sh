@@ -1,0 +1,18 @@
+# Shrinks the run to a tombstone: the gate stays shut, the rest goes. Further argument: after how many days tombstones
+# of this fleet are swept.
+days=$1
+
+make_parents
+mkdir "$run" 2>/dev/null
+[ -d "$run" ] || refuse "the run directory cannot be made in $fleet_dir"
+look
+[ "$state" != running ] || refuse "the run is still at work"
+mkdir "$run/closed" 2>/dev/null
+mkdir "$run/tombstone" 2>/dev/null
+for file in "$run"/*; do
+    [ ! -f "$file" ] || rm -f "$file"
+done
+for mark in "$fleet_dir"/*/tombstone; do
+    [ -z "$(find "$mark" -prune -mtime "+$days" 2>/dev/null)" ] || rm -rf "${mark%/tombstone}"
+done
+answer buried
