@@ -115,8 +115,7 @@ impl Client {
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(ClientError::BadUrl("it must end with the path"));
         }
-        // A second installation is refused, and is the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("agent-fleet/", env!("CARGO_PKG_VERSION")))
             // A token goes where it was meant to go and nowhere else.

@@ -3,36 +3,52 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage or configuration. What a command answers goes to stdout, everything else to
 //! stderr.
 
+pub mod agent;
 mod agents;
 pub mod client;
+mod config;
 pub mod dev;
 mod hosts;
 mod list;
 mod task;
 mod terminal;
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
 use self::client::ClientError;
+use crate::{
+    config::{Config, Overrides},
+    execution,
+};
 
 /// A coordinator for a fleet of coding agents, on one PostgreSQL.
 #[derive(Debug, Parser)]
 #[command(name = "agent-fleet", version, propagate_version = true)]
 struct Cli {
+    /// The configuration file; else `AGENT_FLEET_CONFIG` names it, else it is `agent-fleet.toml` if that exists.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Pull tasks over HTTP and run a coding agent for each.
+    Agent(agent::Args),
     /// Submit tasks, look at them, steer them.
     Task(task::Args),
     /// The agents that pull tasks over HTTP.
     Agents(agents::Args),
     /// The hosts that tasks are pushed to over SSH.
     Hosts(hosts::Args),
+    /// The configuration.
+    Config(config::Args),
 }
 
 /// How a command ended without success.
@@ -72,11 +88,21 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Outcome {
+    let path = cli.config.as_deref();
     match cli.command {
+        Command::Agent(args) => agent::command(args, &load_config(path)?).await,
         Command::Task(args) => task::run(args).await,
         Command::Agents(args) => agents::run(args).await,
         Command::Hosts(args) => hosts::run(args).await,
+        Command::Config(args) => config::run(&args, path),
     }
+}
+
+/// The configuration from file and environment.
+fn load_config(path: Option<&Path>) -> Result<Config, Failure> {
+    let env = |name: &str| std::env::var(name).ok();
+    Config::load(path, env, &Overrides::default(), execution::built_in())
+        .map_err(|error| Failure::Usage(error.into()))
 }
 
 /// Says on stderr what went wrong, with its causes.
