@@ -83,6 +83,11 @@ pub enum ClusterError {
     Failed { program: String, output: String },
 }
 
+/// True when this program is run by root, and the server therefore by somebody else.
+pub(super) async fn is_root() -> bool {
+    account::id(&["-u"]).await == Some(0)
+}
+
 /// Turns an I/O error into one that names what was tried.
 fn io(act: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ClusterError {
     move |source| ClusterError::Io { act, path: path.to_owned(), source }

@@ -80,7 +80,7 @@ impl Account {
 }
 
 /// What `id` (POSIX) prints, as a number.
-async fn id(arguments: &[&str]) -> Option<u32> {
+pub(super) async fn id(arguments: &[&str]) -> Option<u32> {
     let output = Command::new("id").args(arguments).output().await.ok()?;
     if !output.status.success() {
         return None;
