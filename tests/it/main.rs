@@ -1,2 +1,4 @@
-#[test]
-fn t() {}
+//! The integration tests, as one binary.
+
+mod execution;
+mod support;

@@ -27,7 +27,7 @@ is_alive() {
 
 # True when process group $1 has a member that is no zombie.
 group_alive() {
-    kill -0 -- "-$1" 2>/dev/null || return 1
+    kill -s 0 -- "-$1" 2>/dev/null || return 1
     if [ ! -r /proc/self/stat ]; then
         LC_ALL=C ps -A -o pgid= -o stat= | grep -v ' Z' | grep -q "^ *$1 "
         return
@@ -63,9 +63,9 @@ await_group_end() {
 # Ends process group $1: TERM, $2 seconds of grace, KILL. False when members are left even so.
 end_group() {
     group_alive "$1" || return 0
-    kill -TERM -- "-$1" 2>/dev/null
+    kill -s TERM -- "-$1" 2>/dev/null
     await_group_end "$1" "$2" && return 0
-    kill -KILL -- "-$1" 2>/dev/null
+    kill -s KILL -- "-$1" 2>/dev/null
     await_group_end "$1" 5
 }
 

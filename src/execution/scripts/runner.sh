@@ -9,7 +9,7 @@ leader=$!
 # The watchdog looks every two seconds rather than sleeping once, so that it is gone soon after the CLI, with its sleep,
 # and outlives a runner that was killed.
 (
-    while kill -0 "$leader" 2>/dev/null; do
+    while kill -s 0 "$leader" 2>/dev/null; do
         if [ "$timeout" -le 0 ]; then
             : >"$run/timeout"
             end_group "$leader" "$grace"

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Stands in for a coding agent's CLI in `agent-fleet dev`: reads its prompt, prints a few lines, changes nothing.
+IFS= read -r first || first='(an empty prompt)'
+cat >/dev/null
+echo "demo: attempt ${AGENT_FLEET_ATTEMPT:-?} of ${AGENT_FLEET_TASK_KEY:-a task} in $(pwd)"
+echo "demo: the prompt begins: $first"
+for step in reading thinking writing; do
+    echo "demo: $step ..."
+    sleep 1
+done
+echo "demo: done; a real agent would have opened a pull request from ${AGENT_FLEET_BRANCH:-its branch}"
