@@ -48,8 +48,21 @@ impl Host {
         Self { home, executor: Box::new(sshd.executor()), sshd: Some(sshd) }
     }
 
-    async fn both() -> [Self; 2] {
-        [Self::local(), Self::ssh().await]
+    /// Local, with bash as `sh`. Elsewhere it is what the machine has: dash on Debian.
+    fn local_bash() -> Self {
+        let home = home();
+        let bin = home.path().join(".sh");
+        fs::create_dir(&bin).unwrap();
+        std::os::unix::fs::symlink("/bin/bash", bin.join("sh")).unwrap();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let executor = LocalExecutor::new()
+            .with_variable("HOME", home.path().to_str().unwrap())
+            .with_variable("PATH", &path);
+        Self { home, executor: Box::new(executor), sshd: None }
+    }
+
+    async fn each() -> [Self; 3] {
+        [Self::local(), Self::local_bash(), Self::ssh().await]
     }
 
     fn on(&self) -> &dyn Executor {
@@ -131,7 +144,7 @@ async fn until_gone(pid: u32) {
 
 #[tokio::test]
 async fn output_streams_from_any_offset() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let run = host.run();
         // The second half waits for a file, so that reading while it runs is certain.
         let script =
@@ -162,7 +175,7 @@ async fn a_prompt_arrives_byte_for_byte_and_runs_nothing() {
         .to_vec();
     prompt.resize(1 << 20, b'\'');
     prompt.extend(b"\n\nlast line without an end");
-    for host in Host::both().await {
+    for host in Host::each().await {
         for (via, script) in
             [(PromptVia::Stdin, "cat > got"), (PromptVia::File, "cat \"$1\" > got; cat >> got")]
         {
@@ -182,7 +195,7 @@ async fn a_prompt_arrives_byte_for_byte_and_runs_nothing() {
 #[tokio::test]
 async fn words_and_environment_arrive_as_they_are() {
     let odd = "  $(touch bad) 'q' \"d\" \\n `x` * ~ 😀 ";
-    for host in Host::both().await {
+    for host in Host::each().await {
         fs::write(host.home.path().join(".profile"), "export A=profile B=profile\n").unwrap();
         let run = host.run();
         let mut spec = sh("printf '%s|' \"$1\" \"$2\" \"$A\" \"$B\" \"$IFS\"; pwd");
@@ -199,7 +212,7 @@ async fn words_and_environment_arrive_as_they_are() {
 
 #[tokio::test]
 async fn the_gate_lets_one_start_through() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let run = host.run();
         let spec = sh("echo started >> count");
         let starts = (0..6).map(|_| start(host.on(), &run, &spec));
@@ -264,7 +277,7 @@ fn end_master(socket: &Path) {
 
 #[tokio::test]
 async fn the_host_ends_a_run_at_its_deadline() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let run = host.run();
         // A child that ignores TERM, too.
         let mut spec = sh(
@@ -301,7 +314,7 @@ async fn what_a_cli_leaves_behind_is_ended_and_no_sleep_stays() {
 
 #[tokio::test]
 async fn a_kill_is_verified() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         // Not started: the gate is shut, and stays so.
         let run = host.run();
         let grace = Duration::from_secs(1);
@@ -360,7 +373,7 @@ fn signal(pid: u32, name: &str) {
 
 #[tokio::test]
 async fn a_missing_cli_is_127() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let run = host.run();
         let mut spec = sh("");
         spec.command = vec!["no-such-cli".into()];
@@ -387,7 +400,7 @@ impl Executor for Cutting<'_> {
 
 #[tokio::test]
 async fn half_a_prompt_never_starts_a_cli() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         for sent in [0, 3, 22] {
             let run = host.run();
             let error = start(&Cutting(host.on(), sent), &run, &sh("touch bad")).await.unwrap_err();
@@ -402,7 +415,12 @@ async fn half_a_prompt_never_starts_a_cli() {
 
 #[tokio::test]
 async fn profiles_do_no_harm() {
-    let host = Host::local();
+    for host in [Host::local(), Host::local_bash()] {
+        profiles_do_no_harm_on(&host).await;
+    }
+}
+
+async fn profiles_do_no_harm_on(host: &Host) {
     for profile in [
         "echo '@agent-fleet@ exists'; echo noise >&2; export FROM=profile",
         "export FROM=profile; exit 7",
@@ -528,7 +546,7 @@ async fn a_quiet_run_beats_and_the_caller_may_stop() {
 
 #[tokio::test]
 async fn a_folder_may_have_an_odd_name() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let work_dir = host.home.path().join("a b'c\"d $(touch bad) é");
         let run = RunDir { work_dir: work_dir.to_str().unwrap().into(), ..host.run() };
         let mut spec = sh("pwd; cat \"$1\"");
@@ -583,7 +601,7 @@ async fn many_scripts_share_few_connections() {
 
 #[tokio::test]
 async fn exit_codes_that_ssh_uses_itself_and_hangs_are_told() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let script = |text, secs| Script {
             text,
             args: Vec::new(),
@@ -606,7 +624,7 @@ async fn exit_codes_that_ssh_uses_itself_and_hangs_are_told() {
 
 #[tokio::test]
 async fn a_tombstone_keeps_the_gate_shut() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let run = host.run();
         start(host.on(), &run, &sh("until [ -e go ]; do sleep 0.05; done")).await.unwrap();
         assert!(matches!(tombstone(host.on(), &run).await, Err(RunError::Refused(_))));
@@ -633,7 +651,7 @@ async fn a_tombstone_keeps_the_gate_shut() {
 
 #[tokio::test]
 async fn a_probe_tells_what_is_missing() {
-    for host in Host::both().await {
+    for host in Host::each().await {
         let bin = host.home.path().join("bin");
         fs::create_dir(&bin).unwrap();
         fs::write(bin.join("my-cli"), "#!/bin/sh\n").unwrap();
