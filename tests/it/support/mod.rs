@@ -1,5 +1,7 @@
 //! What the tests stand on: real servers, made for the run.
 
+pub(crate) mod db;
+pub(crate) mod node;
 pub(crate) mod sshd;
 
 use std::time::Duration;

@@ -1,0 +1,142 @@
+//! The SQL itself: every file is prepared against the migrated schema, and the claims and holder writes use their index.
+
+use std::collections::BTreeSet;
+
+use agent_fleet::store::STATEMENTS;
+
+use crate::support::db::Db;
+
+#[tokio::test]
+async fn every_file_is_prepared_and_none_is_missing() {
+    let db = Db::new().await;
+    for statement in STATEMENTS {
+        if let Err(error) = db.client.prepare(statement.text).await {
+            panic!("sql/{}.sql: {:?}", statement.name, error);
+        }
+        for header in ["-- Purpose:", "-- Locks:", "-- Index:"] {
+            assert!(statement.text.contains(header), "sql/{}.sql lacks `{header}`", statement.name);
+        }
+    }
+    let listed: BTreeSet<String> = STATEMENTS.iter().map(|s| s.name.to_owned()).collect();
+    let files: BTreeSet<String> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/sql"))
+        .unwrap()
+        .filter_map(|f| {
+            f.unwrap().file_name().into_string().unwrap().strip_suffix(".sql").map(str::to_owned)
+        })
+        .collect();
+    assert_eq!(listed, files);
+}
+
+/// The plan of a statement with its parameters written in, as `prepare` would have it from the sixth time on: generic.
+async fn plan(db: &Db, name: &str, values: &str) -> String {
+    let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();
+    db.execute("set plan_cache_mode = force_generic_plan; deallocate all").await;
+    db.execute(&format!("prepare explained as {}", statement.text)).await;
+    let rows = db.rows(&format!("explain (costs off) execute explained({values})"), &[]).await;
+    rows.iter().map(|r| r.get::<_, String>(0)).collect::<Vec<_>>().join("\n")
+}
+
+/// 100,000 tasks in 200 lanes, and statistics that know nothing of them: taken while the table was empty.
+async fn stale_backlog() -> Db {
+    let db = Db::new().await;
+    db.execute(
+        "analyze fleet.tasks; analyze fleet.lanes; analyze fleet.task_specs;
+         alter table fleet.tasks set (autovacuum_enabled = off);
+         insert into fleet.lanes (capabilities) select array['agent:' || to_char(n, 'FM000')] from generate_series(1, 200) n;
+         insert into fleet.tasks (key, lane_id, status, execution_mode, created_mode)
+         select 'k' || n, 1 + n % 200, 'created', (array['undecided', 'http_pull', 'ssh_cli'])[1 + n % 3],
+                (array['undecided', 'http_pull', 'ssh_cli'])[1 + n % 3]
+           from generate_series(1, 100000) n",
+    )
+    .await;
+    db
+}
+
+#[tokio::test]
+async fn claims_use_their_partial_index_with_stale_statistics() {
+    let db = stale_backlog().await;
+    for (name, index) in
+        [("claim_pull_2_ready", "tasks_ready_pull"), ("claim_push_2_ready", "tasks_ready_push")]
+    {
+        let plan = plan(&db, name, r#"'[["agent:001", "agent:002"]]', 10"#).await;
+        assert!(plan.contains(&format!("using {index}")), "{name}:\n{plan}");
+        assert!(!plan.contains("Seq Scan on tasks"), "{name}:\n{plan}");
+    }
+    for (name, values) in [
+        ("claim_pull_3_take", "array[gen_random_uuid()], array[gen_random_uuid()], array['a']"),
+        ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
+    ] {
+        let plan = plan(&db, name, values).await;
+        assert!(
+            plan.contains("tasks_pkey") && !plan.contains("Seq Scan on tasks"),
+            "{name}:\n{plan}"
+        );
+    }
+    for (name, values) in [
+        ("claim_pull_2_count", "array[gen_random_uuid()]"),
+        ("claim_pull_2_pinned", "array['a'], 1"),
+        ("claim_push_2_count", "array[1]"),
+        ("claim_push_2_pinned", "array['h'], 1"),
+        ("list_session_leases", "gen_random_uuid()"),
+    ] {
+        let plan = plan(&db, name, values).await;
+        assert!(
+            plan.contains("tasks_held") && !plan.contains("Seq Scan on tasks"),
+            "{name}:\n{plan}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn holder_writes_find_their_row_by_primary_key() {
+    let db = stale_backlog().await;
+    let id = "gen_random_uuid()";
+    for (name, values) in [
+        ("start_task", format!("{id}, 1, {id}, 'a', '{{}}', null")),
+        (
+            "end_leases",
+            format!(
+                "array[{id}], array[1], array[{id}], array['lost'], array['x'], array[0], array[null::jsonb], \
+                 array[null::bytea], array['a'], 1"
+            ),
+        ),
+        ("lock_lease", id.to_owned()),
+        ("cancel_task", format!("{id}, 'a', null")),
+        ("append_run_output", format!("{id}, 1, 1, {id}, 0, '\\x00'")),
+    ] {
+        let plan = plan(&db, name, &values).await;
+        assert!(plan.contains("tasks_pkey"), "{name}:\n{plan}");
+        assert!(!plan.contains("Seq Scan on tasks"), "{name}:\n{plan}");
+        assert!(!plan.contains("tasks_held") && !plan.contains("tasks_ready"), "{name}:\n{plan}");
+    }
+    for (name, values) in [
+        ("promote_due_tasks", "10, 'a'"),
+        ("expire_pins", "10, 'a'"),
+        ("list_expired_leases", "60, 10"),
+    ] {
+        let plan = plan(&db, name, values).await;
+        assert!(plan.contains("tasks_due"), "{name}:\n{plan}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_behind_a_foreign_backlog_reads_few_pages() {
+    let db = stale_backlog().await;
+    // The caller's two lanes come last in the index, behind 100,000 tasks that it cannot take.
+    db.execute(
+        "insert into fleet.lanes (capabilities) values (array['agent:mine']), (array['agent:too']);
+         insert into fleet.tasks (key, lane_id)
+         select 'mine', lane_id from fleet.lanes where capabilities = array['agent:mine']",
+    )
+    .await;
+    let statement = STATEMENTS.iter().find(|s| s.name == "claim_pull_2_ready").unwrap();
+    db.execute(&format!("prepare counted as {}", statement.text)).await;
+    let rows = db
+        .rows(r#"explain (analyze, buffers, format json) execute counted('[["agent:mine", "agent:too"]]', 1)"#, &[])
+        .await;
+    let plan: serde_json::Value = rows[0].get(0);
+    let plan = &plan[0]["Plan"];
+    let pages =
+        plan["Shared Hit Blocks"].as_i64().unwrap() + plan["Shared Read Blocks"].as_i64().unwrap();
+    assert!(pages < 100, "{pages} pages for one claim");
+}

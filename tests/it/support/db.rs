@@ -1,0 +1,181 @@
+//! A real PostgreSQL: `TEST_DATABASE_URL` if set, else one for this process; one database for each test.
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering},
+    mpsc,
+};
+
+use agent_fleet::{
+    cli::dev::postgres::Cluster,
+    config::{Database, Secret},
+    store::Store,
+};
+use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
+
+/// A migrated database of one test. Channels and advisory locks are per database, so tests do not hear each other.
+pub(crate) struct Db {
+    url: String,
+    /// For statements that no API has.
+    pub(crate) client: Client,
+}
+
+/// The address of a database of the shared server.
+fn url_of(dbname: &str) -> String {
+    static SERVER: OnceLock<String> = OnceLock::new();
+    let base = SERVER.get_or_init(|| match std::env::var("TEST_DATABASE_URL") {
+        Ok(url) => url,
+        Err(_) => start_server(),
+    });
+    let mut config: Config = base.parse().unwrap();
+    config.dbname(dbname);
+    if let Some(tokio_postgres::config::Host::Unix(dir)) = config.get_hosts().first() {
+        let user = config.get_user().unwrap_or("agent_fleet");
+        let port = config.get_ports().first().unwrap_or(&5432);
+        return format!("host={} port={port} user={user} dbname={dbname}", dir.display());
+    }
+    let (scheme, rest) =
+        base.split_once("://").expect("TEST_DATABASE_URL is a postgres:// address");
+    let (server, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let query = path.split_once('?').map(|(_, q)| format!("?{q}")).unwrap_or_default();
+    format!("{scheme}://{server}/{dbname}{query}")
+}
+
+/// A server that ends with this process, on a runtime of its own: those of the tests come and go.
+fn start_server() -> String {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let cluster = Cluster::start_temporary().await.expect("a PostgreSQL for the tests");
+            send.send(cluster.url("postgres")).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    receive.recv().expect("a PostgreSQL for the tests")
+}
+
+async fn connect(dbname: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(&url_of(dbname), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// What makes a [`Store`] of an address.
+pub(crate) fn database(url: &str) -> Database {
+    Database { url: Some(Secret::new(url)), listen_url: None, max_connections: 16 }
+}
+
+/// The template is migrated once a process.
+async fn template() -> &'static str {
+    static TEMPLATE: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
+    TEMPLATE
+        .get_or_init(|| async {
+            let name = format!("af_template_{}", std::process::id());
+            let admin = connect("postgres").await;
+            admin.batch_execute(&format!("drop database if exists {name}")).await.unwrap();
+            admin.batch_execute(&format!("create database {name}")).await.unwrap();
+            let store = Store::new(&database(&url_of(&name)), "template").unwrap();
+            store.migrate().await.unwrap();
+            store.close();
+            name
+        })
+        .await
+}
+
+impl Db {
+    /// A fresh, migrated database.
+    pub(crate) async fn new() -> Self {
+        let template = template().await.to_owned();
+        Self::made_by(|name| format!("create database {name} template {template}")).await
+    }
+
+    /// A fresh, empty database.
+    pub(crate) async fn empty() -> Self {
+        Self::made_by(|name| format!("create database {name}")).await
+    }
+
+    async fn made_by(sql: impl Fn(&str) -> String) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("af_test_{}_{number}", std::process::id());
+        let admin = connect("postgres").await;
+        admin.batch_execute(&format!("drop database if exists {name} with (force)")).await.unwrap();
+        // The template may still have a session that is going away.
+        super::eventually("the database is made", async || {
+            admin.batch_execute(&sql(&name)).await.ok()
+        })
+        .await;
+        Self { client: connect(&name).await, url: url_of(&name) }
+    }
+
+    /// Its address.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Another session.
+    pub(crate) async fn connect(&self) -> Client {
+        let (client, connection) = tokio_postgres::connect(&self.url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// A store of its own.
+    pub(crate) fn store(&self) -> Store {
+        Store::new(&database(&self.url), "test").unwrap()
+    }
+
+    /// Rows of a statement.
+    pub(crate) async fn rows(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        self.client.query(sql, params).await.unwrap()
+    }
+
+    /// One number.
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
+        self.client.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    /// Runs statements.
+    pub(crate) async fn execute(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap();
+    }
+
+    /// What holds of every history: each transition is in the one table, leases only grow and are never held by two,
+    /// and each task stands where its last event left it. Called at the end of tests.
+    pub(crate) async fn check_history(&self) {
+        use agent_fleet::model::{EventType, Status, may};
+        let rows = self
+            .rows("select distinct type, from_status, to_status from fleet.task_events", &[])
+            .await;
+        for row in rows {
+            let word = |column: &str| row.get::<_, Option<String>>(column);
+            let event: EventType = word("type").unwrap().parse().unwrap();
+            let from: Option<Status> = word("from_status").map(|s| s.parse().unwrap());
+            if let Some(to) = word("to_status") {
+                let to: Status = to.parse().unwrap();
+                assert!(may(from, to, event), "{from:?} -> {to} by {event} is in no table");
+            }
+        }
+        let astray = self
+            .count(
+                "select count(*) from fleet.tasks t
+                  where t.status is distinct from
+                        (select e.to_status from fleet.task_events e
+                          where e.task_id = t.task_id and e.to_status is not null order by e.event_id desc limit 1)",
+            )
+            .await;
+        assert_eq!(astray, 0, "a task stands elsewhere than its last event left it");
+        let twice = self
+            .count(
+                "select count(*) from (select 1 from fleet.task_events where type in ('claimed', 'taken_over')
+                                        group by task_id, lease having count(*) > 1) x",
+            )
+            .await;
+        assert_eq!(twice, 0, "a lease was given out twice");
+        let unheld = self
+            .count("select count(*) from fleet.tasks where holder is not null and status in ('created', 'scheduled')")
+            .await;
+        assert_eq!(unheld, 0, "a task that waits is held");
+    }
+}
