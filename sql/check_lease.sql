@@ -2,6 +2,8 @@
 -- Locks:   none.
 -- Index:   tasks_pkey; runs_pkey.
 -- $1 uuid: task.
-select t.status, t.lease, t.holder, t.execution_mode,
-       (select max(r.run_lease) from fleet.runs r where r.task_id = t.task_id) as run_lease
-  from fleet.tasks t where t.task_id = $1
+select t.status, t.lease, t.holder, t.execution_mode, r.run_lease, r.next_offset
+  from fleet.tasks t
+  left join lateral (select run_lease, next_offset from fleet.runs r
+                      where r.task_id = t.task_id order by r.run_lease desc limit 1) r on true
+ where t.task_id = $1

@@ -1,1 +1,158 @@
-//! api
+//! The HTTP API: the only place that knows warp. Routes by noun; handlers parse and answer, the store does.
+//!
+//! Rejections are for routing only: after path and method a handler returns `Result<_, ApiError>`, which
+//! [`error`] turns into HTTP. Handlers that write run in a task of their own, so that a client that hangs up does not
+//! cancel them half way.
+
+mod agents;
+mod call;
+mod error;
+mod events;
+mod health;
+mod hosts;
+mod logs;
+mod receipts;
+mod task_body;
+mod tasks;
+mod webhook;
+mod work;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use warp::{
+    Filter, Rejection,
+    filters::BoxedFilter,
+    http::StatusCode,
+    reply::{Reply, Response},
+};
+
+use self::error::ApiError;
+use crate::{coordinator::Replica, model::Task};
+
+/// What a handler returns.
+type Answer = Result<Response, ApiError>;
+
+/// Serves until the replica is told to stop; then the listener closes and what is under way has `limit` to end.
+pub async fn serve(replica: Arc<Replica>, listener: TcpListener, limit: Duration) {
+    let stop = replica.shutdown.clone();
+    let stopped = stop.clone();
+    let server = warp::serve(routes(&replica))
+        .incoming(listener)
+        .graceful(async move { stop.triggered().await })
+        .run();
+    let deadline = async move {
+        stopped.triggered().await;
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        () = server => {}
+        () = deadline => tracing::warn!("connections were still open when the server stopped"),
+    }
+}
+
+/// Binds the address that is configured.
+pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(listen).await
+}
+
+/// Every route; whatever goes wrong is answered in JSON.
+pub fn routes(
+    replica: &Arc<Replica>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static + use<>
+{
+    health::routes(replica)
+        .or(work::routes(replica))
+        .unify()
+        .or(tasks::routes(replica))
+        .unify()
+        .or(receipts::routes(replica))
+        .unify()
+        .or(logs::routes(replica))
+        .unify()
+        .or(agents::routes(replica))
+        .unify()
+        .or(hosts::routes(replica))
+        .unify()
+        .or(events::routes(replica))
+        .unify()
+        .or(webhook::routes(replica))
+        .unify()
+        .boxed()
+        .recover(recover)
+        .unify()
+        .with(warp::filters::log::custom(log))
+        .map(Reply::into_response)
+}
+
+/// What no route took.
+async fn recover(rejection: Rejection) -> Result<Response, Infallible> {
+    // One address under another method rejects with 405; any other route with 404, which says less.
+    let error = if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        ApiError::method_not_allowed()
+    } else if rejection.is_not_found() {
+        ApiError::not_found("there is nothing at this address; see docs/api.md")
+    } else {
+        ApiError::bad_request("the request could not be read")
+    };
+    Ok(error.into_response())
+}
+
+fn log(info: warp::filters::log::Info<'_>) {
+    tracing::debug!(
+        http.method = %info.method(),
+        http.path = info.path(),
+        http.status = info.status().as_u16(),
+        duration_ms = info.elapsed().as_millis(),
+        "request"
+    );
+}
+
+/// Renders what a handler returned.
+fn render(answer: Answer) -> Response {
+    answer.unwrap_or_else(Reply::into_response)
+}
+
+/// Runs a handler in a task of its own: once begun it is carried out, whether or not the client waits for it.
+async fn detached(handler: impl Future<Output = Answer> + Send + 'static) -> Response {
+    match tokio::spawn(handler).await {
+        Ok(answer) => render(answer),
+        // The panic itself has been logged.
+        Err(_) => ApiError::internal().into_response(),
+    }
+}
+
+/// 200 with JSON.
+fn ok(body: &impl Serialize) -> Answer {
+    Ok(warp::reply::json(body).into_response())
+}
+
+/// JSON under another status.
+fn with_status(status: StatusCode, body: &impl Serialize) -> Answer {
+    Ok(warp::reply::with_status(warp::reply::json(body), status).into_response())
+}
+
+/// A page of a list; there is a next one when this one is full.
+fn page<T: Serialize>(items: &[T], limit: i64, cursor: impl Fn(&T) -> String) -> Answer {
+    let full = i64::try_from(items.len()).unwrap_or(i64::MAX) >= limit;
+    let next = items.last().filter(|_| full).map(cursor);
+    ok(&serde_json::json!({"items": items, "next_cursor": next}))
+}
+
+/// A task in full, with the prompt that a CLI is given.
+fn full(mut task: Task) -> Task {
+    task.prompt = Some(crate::coordinator::prompt_of(&task));
+    task
+}
+
+/// The task as it is now.
+async fn current(replica: &Replica, id: crate::model::TaskId) -> Result<Task, ApiError> {
+    let task = replica.store.get_task(id).await?;
+    task.map(full).ok_or_else(|| ApiError::not_found("there is no such task"))
+}
+
+/// `/api/v1`
+fn v1() -> BoxedFilter<()> {
+    warp::path("api").and(warp::path("v1")).boxed()
+}

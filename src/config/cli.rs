@@ -7,13 +7,14 @@ use super::{Secret, error::ConfigError, file, host::check_id, sources::nonzero};
 /// Where the path of the prompt's file goes in a command.
 const PROMPT_FILE: &str = "{prompt_file}";
 
-/// How the CLI is given its prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PromptVia {
-    /// On stdin.
-    Stdin,
-    /// As a file; `{prompt_file}` in the command is replaced by its path.
-    File,
+crate::model::words! {
+    /// How the CLI is given its prompt.
+    PromptVia {
+        /// On stdin.
+        Stdin = "stdin",
+        /// As a file; `{prompt_file}` in the command is replaced by its path.
+        File = "file",
+    }
 }
 
 crate::model::words! {

@@ -84,11 +84,6 @@ impl Matchmaker {
         self.lock().1.is_empty()
     }
 
-    /// How many agents wait.
-    pub fn len(&self) -> usize {
-        self.lock().1.len()
-    }
-
     fn remove(&self, number: u64) -> Option<Waiting> {
         let mut queue = self.lock();
         let place = queue.1.iter().position(|w| w.number == number)?;
@@ -123,7 +118,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.replica.matchmaker.remove(self.number);
-        if let Some(Ok(Answer::Task(task_id, lease))) = self.answer.as_mut().map(oneshot::Receiver::try_recv) {
+        if let Some(Ok(Answer::Task(task_id, lease))) =
+            self.answer.as_mut().map(oneshot::Receiver::try_recv)
+        {
             self.taken = Some(HeldLease { task_id, lease, holder: self.session });
         }
         if let Some(held) = self.taken.take() {

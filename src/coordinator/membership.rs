@@ -68,6 +68,8 @@ pub(super) async fn leave(replica: &Replica) {
         Ok(Err(error)) => {
             tracing::warn!(error = %error_chain(&error), "the replica's session was not ended; it will be found silent");
         }
-        Err(_) => tracing::warn!("the replica's session was not ended in time; it will be found silent"),
+        Err(_) => {
+            tracing::warn!("the replica's session was not ended in time; it will be found silent")
+        }
     }
 }

@@ -1,1 +1,248 @@
-//! coordinator
+//! One replica: its loops, and what they share with the API.
+//!
+//! A loop a file. Each is idempotent, takes no input, is woken by a hint and by a timer, is safe on any number of replicas
+//! at once, and keeps its state in the database.
+//!
+//! | loop | does |
+//! |---|---|
+//! | [`dispatcher`] | phase 1 pushes tasks to hosts; phase 2 leaves to pull what no host could ever serve |
+//! | [`matchmaker`] | claims for the agents that wait |
+//! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
+//! | [`hosts`] | probes the hosts |
+//! | [`reaper`] | ends silent sessions and what they held |
+//! | [`scheduler`] | makes due tasks ready, frees pins |
+//! | [`membership`], [`heartbeats`] | say who lives |
+//! | [`wake`] | hears and tells |
+//! | [`janitor`] | keeps partitions ahead |
+
+mod dispatcher;
+mod heartbeats;
+mod hosts;
+mod janitor;
+mod machine;
+mod matchmaker;
+mod membership;
+mod reaper;
+mod runner;
+mod scheduler;
+mod wake;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use uuid::Uuid;
+
+pub(crate) use self::runner::prompt_of;
+pub use self::{
+    heartbeats::Heartbeats,
+    matchmaker::{Answer, Matchmaker, Place},
+    wake::Wake,
+};
+use crate::{
+    config::{self, Config, Database},
+    execution::{Executor, InvalidTarget, LocalExecutor, SshExecutor},
+    model::{Actor, SessionId},
+    shutdown::Shutdown,
+    store::{Store, StoreError},
+    telemetry::error_chain,
+};
+
+/// Why a replica did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database.
+    #[error("the database is not ready for this replica")]
+    Store(#[from] StoreError),
+    /// A host's configuration.
+    #[error("a host cannot be used")]
+    Host(#[from] InvalidTarget),
+    /// A place for control sockets.
+    #[error("no private folder for ssh's control sockets could be made")]
+    ControlDirectory(#[source] std::io::Error),
+}
+
+/// Makes the executor of a host; tests inject faults here. The path is a short private folder for control sockets.
+pub type MakeExecutor =
+    dyn Fn(&config::Host, &Path) -> Result<Arc<dyn Executor>, InvalidTarget> + Send + Sync;
+
+/// The real executors: a subprocess for `localhost`, else SSH.
+pub fn make_executor(
+    host: &config::Host,
+    control_directory: &Path,
+) -> Result<Arc<dyn Executor>, InvalidTarget> {
+    Ok(if host.is_local() {
+        Arc::new(LocalExecutor::new())
+    } else {
+        Arc::new(SshExecutor::new(host, control_directory)?)
+    })
+}
+
+/// Does an act until the database takes it: while it is merely away, again and again, until the replica stops. A macro,
+/// because an async closure that borrows cannot yet be shown to be `Send`.
+macro_rules! until_stored {
+    ($replica:expr, $act:expr) => {{
+        let mut pause = std::time::Duration::from_millis(200);
+        loop {
+            match $act.await {
+                Err(error) if error.is_unavailable() && !$replica.shutdown.is_triggered() => {
+                    tracing::warn!(
+                        error = %$crate::telemetry::error_chain(&error),
+                        "the database is away; trying again"
+                    );
+                    $replica.shutdown.sleep(pause).await;
+                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
+                }
+                result => break result,
+            }
+        }
+    }};
+}
+use until_stored;
+
+/// One running coordinator process.
+#[derive(Debug)]
+pub struct Replica {
+    /// As checked at start.
+    pub config: Config,
+    /// The database.
+    pub store: Store,
+    /// Who sleeps.
+    pub wake: Wake,
+    /// Who waits for work.
+    pub matchmaker: Matchmaker,
+    /// Who has called.
+    pub heartbeats: Heartbeats,
+    /// When to stop.
+    pub shutdown: Shutdown,
+    /// A connection of its own, so that a busy pool delays no heartbeat.
+    pulse: Store,
+    hosts: hosts::Hosts,
+    hostname: String,
+    machine: String,
+    fleet_id: Uuid,
+    session: RwLock<SessionId>,
+    listening: Mutex<Result<(), String>>,
+}
+
+impl Replica {
+    /// Connects, waits for the database if it is away, migrates if told to, checks the schema, joins the fleet and starts
+    /// the loops.
+    pub async fn start(
+        config: Config,
+        migrate: bool,
+        make_executor: &MakeExecutor,
+        shutdown: Shutdown,
+    ) -> Result<Arc<Self>, StartError> {
+        let store = Store::new(&config.database, &config.server.replica_id)?;
+        let pulse_config = Database { max_connections: 1, ..config.database.clone() };
+        let pulse = Store::new(&pulse_config, &config.server.replica_id)?;
+        let hosts = hosts::Hosts::new(&config.hosts, make_executor)?;
+        wait_for_database(&store, &shutdown).await?;
+        store.check_settings().await?;
+        if migrate {
+            for name in store.migrate().await?.applied {
+                tracing::info!(migration = name, "migration applied");
+            }
+        }
+        store.check_schema().await?;
+        let replica = Arc::new(Self {
+            fleet_id: store.fleet_id().await?,
+            store,
+            wake: Wake::new(),
+            matchmaker: Matchmaker::default(),
+            heartbeats: Heartbeats::default(),
+            shutdown,
+            pulse,
+            hosts,
+            hostname: machine::hostname(),
+            machine: machine::machine(),
+            session: RwLock::new(SessionId(Uuid::nil())),
+            listening: Mutex::new(Err("not connected yet".to_owned())),
+            config,
+        });
+        membership::join(&replica).await?;
+        replica.spawn_loops();
+        Ok(replica)
+    }
+
+    fn spawn_loops(self: &Arc<Self>) {
+        macro_rules! spawn {
+            ($($run:path),+) => {$({
+                let replica = Arc::clone(self);
+                self.shutdown.spawn(async move { $run(&replica).await });
+            })+};
+        }
+        spawn!(
+            wake::send,
+            wake::listen,
+            membership::run,
+            heartbeats::run,
+            matchmaker::run,
+            dispatcher::run,
+            hosts::run,
+            runner::run,
+            reaper::run,
+            scheduler::run,
+            janitor::run
+        );
+    }
+
+    /// The session of this boot.
+    pub fn session(&self) -> SessionId {
+        *self.session.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_session(&self, session: SessionId) {
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+
+    /// `Ok` while notifications arrive, else why not.
+    pub fn listening(&self) -> Result<(), String> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_listening(&self, state: Result<(), String>) {
+        *self.listening.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// This replica, as the event log names it.
+    pub fn actor(&self) -> Actor {
+        Actor::Replica(self.config.server.replica_id.clone())
+    }
+
+    /// Stops: loops end, runs on hosts go on for others to take over, the session ends. At most `limit`.
+    pub async fn stop(&self, limit: Duration) {
+        self.shutdown.trigger();
+        if !self.shutdown.wait(limit).await {
+            tracing::warn!(
+                limit_secs = limit.as_secs(),
+                "something still ran when the replica stopped"
+            );
+        }
+        self.hosts.close().await;
+        membership::leave(self).await;
+        self.store.close();
+        self.pulse.close();
+    }
+}
+
+/// Waits with a message for a database that is away; what is wrong with the address or the account ends the wait.
+async fn wait_for_database(store: &Store, shutdown: &Shutdown) -> Result<(), StoreError> {
+    let mut pause = Duration::from_millis(250);
+    loop {
+        match store.ping().await {
+            Ok(()) => return Ok(()),
+            Err(error)
+                if error.is_retryable() && !error.is_refusal() && !shutdown.is_triggered() =>
+            {
+                tracing::warn!(error = %error_chain(&error), "waiting for the database");
+            }
+            Err(error) => return Err(error),
+        }
+        shutdown.sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}

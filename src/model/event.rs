@@ -20,6 +20,8 @@ words! {
         Due = "due",
         /// A dequeue or the dispatcher took it.
         Claimed = "claimed",
+        /// Another replica follows its run on, under a higher lease; no transition.
+        TakenOver = "taken_over",
         /// An operator reserved it for an agent or host.
         Pinned = "pinned",
         /// The reservation ran out.
@@ -60,6 +62,8 @@ pub enum Actor {
     Agent(String),
     /// A replica, by id.
     Replica(String),
+    /// A CLI on a host, as `host_id/agent_type`.
+    Host(String),
     /// A person or program with the admin, operator or open credential.
     Operator(&'static str),
     /// The forge, by the name of the account that acted.
@@ -71,6 +75,7 @@ impl fmt::Display for Actor {
         match self {
             Self::Agent(id) => write!(f, "agent:{id}"),
             Self::Replica(id) => write!(f, "replica:{id}"),
+            Self::Host(name) => write!(f, "host:{name}"),
             Self::Operator(role) => write!(f, "operator:{role}"),
             Self::Forge(login) => write!(f, "forgejo:{login}"),
         }

@@ -237,7 +237,7 @@ impl Store {
 }
 
 /// What is stored of a token.
-fn token_digest(token: &str) -> [u8; 32] {
+pub(crate) fn token_digest(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 

@@ -49,6 +49,8 @@ pub struct PushClaim {
     pub task_id: TaskId,
     /// Its new lease.
     pub lease: Lease,
+    /// The session that holds it.
+    pub session: SessionId,
     /// The slot that it takes.
     pub host_agent: HostAgentId,
 }
@@ -298,6 +300,7 @@ impl Store {
             .map(|row| PushClaim {
                 task_id: TaskId(get::<Uuid>(row, "task_id")),
                 lease: Lease(get(row, "lease")),
+                session,
                 host_agent: HostAgentId(get(row, "host_agent_id")),
             })
             .collect();

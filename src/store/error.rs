@@ -80,6 +80,24 @@ impl StoreError {
         }
     }
 
+    /// True when the server answered and said no: wrong account, password or database. Waiting does not help.
+    pub fn is_refusal(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(code) = error.downcast_ref::<tokio_postgres::Error>().and_then(|e| e.code())
+            {
+                return matches!(
+                    *code,
+                    SqlState::INVALID_PASSWORD
+                        | SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                        | SqlState::INVALID_CATALOG_NAME
+                );
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     /// True when the database is away, overloaded or read-only: the caller should come back later.
     pub fn is_unavailable(&self) -> bool {
         self.is_retryable()

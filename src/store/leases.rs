@@ -107,6 +107,8 @@ pub struct LeaseState {
     pub execution_mode: ExecutionMode,
     /// The newest run on a host.
     pub run_lease: Option<Lease>,
+    /// How many bytes of that run's output are stored.
+    pub next_offset: Option<i64>,
 }
 
 impl LeaseState {
@@ -249,6 +251,7 @@ impl Store {
             holder: get::<Option<Uuid>>(&row, "holder").map(SessionId),
             execution_mode: word(&row, "execution_mode")?,
             run_lease: get::<Option<i64>>(&row, "run_lease").map(Lease),
+            next_offset: get(&row, "next_offset"),
         }))
     }
 

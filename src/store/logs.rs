@@ -1,4 +1,4 @@
-//! Output, by byte offset; and the runs on hosts that it comes from.
+//! Output, by byte offset.
 
 use jiff::Timestamp;
 
@@ -6,27 +6,9 @@ use super::{
     HeldLease, Refusal, Store, StoreError,
     error::retry,
     rows::get,
-    statement::{
-        APPEND_LOG, APPEND_RUN_OUTPUT, FIND_LOG_LEASE, INSERT_RUN, LOCK_LEASE, MARK_RUN_STARTED,
-        READ_LOGS,
-    },
+    statement::{APPEND_LOG, FIND_LOG_LEASE, LOCK_LEASE, READ_LOGS},
 };
 use crate::model::{Lease, TaskId};
-
-/// A run that is about to start. It keeps this even if the configuration changes meanwhile.
-#[derive(Debug, Clone)]
-pub struct NewRun<'a> {
-    /// The argument vector.
-    pub command: &'a [String],
-    /// `stdin` or `file`.
-    pub prompt_via: &'a str,
-    /// How the output is read.
-    pub output: &'a str,
-    /// On the host.
-    pub work_dir: &'a str,
-    /// Seconds.
-    pub timeout_secs: i32,
-}
 
 /// What came of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,48 +96,6 @@ impl Store {
             std::cmp::Ordering::Less => Appended::Overlaps(next),
             std::cmp::Ordering::Greater => Appended::Gap(next),
         })
-    }
-
-    /// Records a run before anything is done on its host. False when the lease is not held.
-    pub async fn insert_run(&self, held: &HeldLease, run: &NewRun<'_>) -> Result<bool, StoreError> {
-        let client = self.client().await?;
-        let row = INSERT_RUN
-            .row(
-                &client,
-                &[
-                    &held.task_id.0,
-                    &held.lease.0,
-                    &held.holder.0,
-                    &run.command,
-                    &run.prompt_via,
-                    &run.output,
-                    &run.work_dir,
-                    &run.timeout_secs,
-                ],
-            )
-            .await?;
-        Ok(row.is_some())
-    }
-
-    /// Records that a run is known to have started.
-    pub async fn mark_run_started(&self, task: TaskId, run_lease: Lease) -> Result<(), StoreError> {
-        let client = self.client().await?;
-        MARK_RUN_STARTED.run(&client, &[&task.0, &run_lease.0]).await?;
-        Ok(())
-    }
-
-    /// Stores a chunk of a run's output, if it continues what is there and the lease is held. False when it does not.
-    pub async fn append_run_output(
-        &self,
-        held: &HeldLease,
-        run_lease: Lease,
-        offset: i64,
-        data: &[u8],
-    ) -> Result<bool, StoreError> {
-        let client = self.client().await?;
-        let params: super::statement::Params<'_> =
-            &[&held.task_id.0, &run_lease.0, &held.lease.0, &held.holder.0, &offset, &data];
-        Ok(APPEND_RUN_OUTPUT.run(&client, params).await? == 1)
     }
 
     /// A page of output: of `lease`, else of the last one that has any. `None` when there is no such task.

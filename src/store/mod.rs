@@ -19,10 +19,12 @@ mod loops;
 mod migrations;
 mod operator;
 mod rows;
+mod runs;
 mod sessions;
 mod statement;
 mod tasks;
 
+pub(crate) use agents::token_digest;
 pub use agents::{
     AgentFilter, AgentSession, Credential, RegisterRefused, Registered, Registration, TokenOwner,
 };
@@ -35,9 +37,10 @@ pub use hosts::{HostListing, HostProbe, ListedHost};
 pub use issues::{DeliveryResult, IssueDefaults, IssueDelivery, IssueOutcome};
 pub use leases::{EndLease, Ended, HeldLease, LeaseState, Outcome, Refusal};
 pub use listener::Listener;
-pub use logs::{Appended, LogChunk, LogPage, NewRun};
+pub use logs::{Appended, LogChunk, LogPage};
 pub use migrations::{Migrated, migration_names};
 pub use operator::{OperatorRefusal, Target, TargetKind};
+pub use runs::{KnownRun, NewRun, TakenOver};
 pub use sessions::SilentSession;
 pub use statement::{STATEMENTS, Statement};
 pub use tasks::TaskFilter;

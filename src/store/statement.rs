@@ -105,6 +105,7 @@ statements! {
     SET_ISSUE_APPLIED "set_issue_applied"
     SET_LANES "set_lanes"
     START_TASK "start_task"
+    TAKE_OVER_RUNS "take_over_runs"
     TOUCH_SESSIONS "touch_sessions"
     UPDATE_SPEC "update_spec"
     UPSERT_AGENT "upsert_agent"

@@ -1,0 +1,44 @@
+//! The event log.
+
+use std::sync::Arc;
+
+use warp::{Filter, filters::BoxedFilter, reply::Response};
+
+use super::{
+    Answer,
+    call::{BODY, Call, call},
+    error::ApiError,
+    page, render, v1,
+};
+use crate::{coordinator::Replica, store::EventPlace};
+
+/// `/api/v1/events`
+pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
+    v1().and(warp::path!("events"))
+        .and(warp::get())
+        .and(call(replica, BODY))
+        .then(|call: Call| async move { render(list(call).await) })
+        .boxed()
+}
+
+/// `?after` (or `?cursor`) is the `event_id` of the last event seen. Events come in the order in which their transactions
+/// began to write, so ids are not always ascending; none is skipped.
+async fn list(call: Call) -> Answer {
+    call.reader().await?;
+    let limit = call.limit()?;
+    let any = 0..=i64::MAX;
+    let after = match call.query_number("after", any.clone())? {
+        Some(after) => Some(after),
+        None => call.query_number("cursor", any)?,
+    };
+    let place = match after {
+        None | Some(0) => EventPlace::start(),
+        Some(id) => call.replica.store.find_event_place(id).await?.ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "after: there is no event {id} (any more); begin without it"
+            ))
+        })?,
+    };
+    let events = call.replica.store.list_events(&place, limit).await?;
+    page(&events, limit, |event| event.event_id.to_string())
+}

@@ -1,0 +1,66 @@
+//! Whether the process lives, and whether it can serve.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use warp::{
+    Filter,
+    filters::BoxedFilter,
+    http::StatusCode,
+    reply::{Reply, Response},
+};
+
+use super::{ok, render, v1, with_status};
+use crate::coordinator::Replica;
+
+/// `/healthz`, `/readyz`, `/api/v1/version`: no credential.
+pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
+    let healthz = warp::path!("healthz").and(warp::get()).map(|| "ok".into_response());
+    let replica = Arc::clone(replica);
+    let readyz = warp::path!("readyz")
+        .and(warp::get())
+        .map(move || Arc::clone(&replica))
+        .then(|replica: Arc<Replica>| async move { render(ready(&replica).await) });
+    let version = v1().and(warp::path!("version")).and(warp::get()).map(|| {
+        render(ok(&json!({"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION")})))
+    });
+    healthz.or(readyz).unify().or(version).unify().boxed()
+}
+
+async fn ready(replica: &Replica) -> super::Answer {
+    let away = |error: crate::store::StoreError| {
+        tracing::warn!(error = %crate::telemetry::error_chain(&error), "a readiness check failed");
+        "the database does not answer".to_owned()
+    };
+    let database = replica.store.ping().await.err().map(away);
+    let schema = match &database {
+        Some(_) => Some("not checked".to_owned()),
+        None => match replica.store.check_schema().await {
+            Ok(()) => None,
+            Err(error @ crate::store::StoreError::Schema(_)) => Some(error.to_string()),
+            Err(error) => Some(away(error)),
+        },
+    };
+    let partitions = match &schema {
+        Some(_) => Some("not checked".to_owned()),
+        None => match replica.store.check_partitions().await {
+            Ok(true) => None,
+            Ok(false) => Some("the partitions of the coming week are missing".to_owned()),
+            Err(error) => Some(away(error)),
+        },
+    };
+    // Without a listener work goes on by polling; it is told, and does not make the replica unready.
+    let listener = replica.listening().err();
+    let draining = replica.shutdown.is_triggered().then(|| "this replica stops".to_owned());
+    let unready =
+        database.is_some() || schema.is_some() || partitions.is_some() || draining.is_some();
+    let word = |problem: Option<String>| problem.unwrap_or_else(|| "ok".to_owned());
+    let status = if unready { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    with_status(
+        status,
+        &json!({
+            "database": word(database), "schema": word(schema), "listener": word(listener),
+            "partitions": word(partitions), "draining": word(draining),
+        }),
+    )
+}

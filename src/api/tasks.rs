@@ -1,0 +1,327 @@
+//! Tasks: created, listed, shown; and what an operator does to them.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use warp::{Filter, filters::BoxedFilter, http::StatusCode, reply::Response};
+
+use super::{
+    Answer,
+    call::{BODY, Call, Principal, call, from_value, task_ref},
+    current, detached,
+    error::{ApiError, bad_word},
+    full, ok, page, render,
+    task_body::TaskBody,
+    v1, with_status,
+};
+use crate::{
+    coordinator::Replica,
+    model::{ExecutionMode, Task, TaskId, TaskRef, check_text},
+    store::{Created, NewTask, OperatorRefusal, TargetKind, TaskFilter},
+};
+
+/// Tasks in one array.
+const MAX_ARRAY: usize = 1_000;
+/// Bytes of an Idempotency-Key.
+const MAX_IDEMPOTENCY_KEY: usize = 200;
+
+/// `/api/v1/tasks`, `/api/v1/tasks/{id}`, and the operator's acts.
+pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
+    let create = v1()
+        .and(warp::path!("tasks"))
+        .and(warp::post())
+        .and(call(replica, BODY))
+        .then(|call: Call| detached(create(call)));
+    let list = v1()
+        .and(warp::path!("tasks"))
+        .and(warp::get())
+        .and(call(replica, BODY))
+        .then(|call: Call| async move { render(list(call).await) });
+    let show = v1()
+        .and(warp::path!("tasks" / String))
+        .and(warp::get())
+        .and(call(replica, BODY))
+        .then(|id: String, call: Call| async move { render(show(call, &id).await) });
+    let assign = v1()
+        .and(warp::path!("tasks" / String / "assign"))
+        .and(warp::post())
+        .and(call(replica, BODY))
+        .then(|id, call| detached(assign(call, id)));
+    let retry = v1()
+        .and(warp::path!("tasks" / String / "retry"))
+        .and(warp::post())
+        .and(call(replica, BODY))
+        .then(|id, call| detached(retry(call, id)));
+    let cancel = v1()
+        .and(warp::path!("tasks" / String / "cancel"))
+        .and(warp::post())
+        .and(call(replica, BODY))
+        .then(|id, call| detached(cancel(call, id)));
+    create
+        .or(list)
+        .unify()
+        .or(show)
+        .unify()
+        .or(assign)
+        .unify()
+        .or(retry)
+        .unify()
+        .or(cancel)
+        .unify()
+        .boxed()
+}
+
+async fn create(call: Call) -> Answer {
+    let actor = call.operator().await?;
+    let config = &call.replica.config;
+    let (tasks, many) = match call.json_value()? {
+        Value::Array(items) => {
+            if items.is_empty() || items.len() > MAX_ARRAY {
+                return Err(ApiError::bad_request(format!(
+                    "an array of tasks must have 1 to {MAX_ARRAY} items, this one has {}",
+                    items.len()
+                )));
+            }
+            let tasks = items
+                .into_iter()
+                .enumerate()
+                .map(|(place, item)| {
+                    from_value::<TaskBody>(item)
+                        .and_then(|body| body.check(config))
+                        .map_err(|error| error.in_item(place))
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            (tasks, true)
+        }
+        one => (vec![from_value::<TaskBody>(one)?.check(config)?], false),
+    };
+    refuse_repeated_keys(&tasks)?;
+    let idempotency_key = idempotency_key(&call)?;
+    let created =
+        call.replica.store.create_tasks(&tasks, idempotency_key.as_deref(), &actor).await?;
+    let (ids, status) = match created {
+        Created::New(ids) => {
+            call.replica.wake.ready();
+            (ids, StatusCode::CREATED)
+        }
+        Created::Repeated(ids) => (ids, StatusCode::OK),
+        Created::Conflict { key } => {
+            return Err(ApiError::conflict(format!(
+                "the key `{key}` was used before for another body; nothing was created"
+            )));
+        }
+    };
+    let tasks: Vec<Task> =
+        call.replica.store.get_tasks(&ids).await?.into_iter().map(full).collect();
+    match tasks.as_slice() {
+        [one] if !many => with_status(status, one),
+        all => with_status(status, &all),
+    }
+}
+
+fn refuse_repeated_keys(tasks: &[NewTask]) -> Result<(), ApiError> {
+    let mut keys: Vec<&String> = tasks.iter().filter_map(|task| task.key.as_ref()).collect();
+    keys.sort_unstable();
+    match keys.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(ApiError::bad_request(format!(
+            "key: `{}` stands twice in one array; a key names one task",
+            pair[0]
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn idempotency_key(call: &Call) -> Result<Option<String>, ApiError> {
+    let Some(value) = call.headers.get("idempotency-key") else { return Ok(None) };
+    let key = value
+        .to_str()
+        .map_err(|_| ApiError::bad_request("Idempotency-Key must be visible ASCII"))?
+        .trim();
+    check_text("Idempotency-Key", key, MAX_IDEMPOTENCY_KEY)?;
+    Ok((!key.is_empty()).then(|| key.to_owned()))
+}
+
+async fn list(call: Call) -> Answer {
+    call.reader().await?;
+    let word = |name| call.query(name);
+    let limit = call.limit()?;
+    let before = match call.query("cursor")? {
+        Some(cursor) => match TaskRef::parse(&cursor) {
+            TaskRef::Id(id) => Some(id),
+            TaskRef::Key(_) => {
+                return Err(ApiError::bad_request("cursor: must be the next_cursor of a page"));
+            }
+        },
+        None => None,
+    };
+    let filter = TaskFilter {
+        status: parse(word("status")?, "status")?,
+        agent_id: word("agent_id")?,
+        execution_mode: parse(word("execution_mode")?, "execution_mode")?,
+        capability: word("capability")?,
+        source: parse(word("source")?, "source")?,
+        q: word("q")?,
+        before,
+        limit,
+    };
+    let tasks = call.replica.store.list_tasks(&filter).await?;
+    page(&tasks, limit, |task| task.task_id.to_string())
+}
+
+fn parse<T>(text: Option<String>, field: &str) -> Result<Option<T>, ApiError>
+where
+    T: std::str::FromStr<Err = crate::model::UnknownWord>,
+{
+    text.map(|t| t.parse().map_err(|e| bad_word(field, &e))).transpose()
+}
+
+async fn show(call: Call, id: &str) -> Answer {
+    let principal = call.principal().await?;
+    let store = &call.replica.store;
+    let id = resolve(&call, id).await?;
+    let task = current(&call.replica, id).await?;
+    let (events, receipts) = tokio::try_join!(store.list_task_events(id), store.list_receipts(id))?;
+    may_see(&principal, &task, || {
+        events.iter().map(|event| event.actor.clone()).collect::<Vec<_>>()
+    })?;
+    let mut body = serde_json::to_value(&task).map_err(|_| ApiError::internal())?;
+    body["events"] = json!(events);
+    body["receipts"] = json!(receipts);
+    ok(&body)
+}
+
+/// Readers see all; an agent what is, or was, leased or pinned to it. `actors` are those of the task's events.
+pub(super) fn may_see(
+    principal: &Principal,
+    task: &Task,
+    actors: impl FnOnce() -> Vec<String>,
+) -> Result<(), ApiError> {
+    match principal {
+        Principal::Admin | Principal::Operator | Principal::Viewer => Ok(()),
+        Principal::Enrollment => {
+            Err(ApiError::forbidden("the enrollment token registers agents and nothing else"))
+        }
+        Principal::Agent(owner) => {
+            let agent = owner.agent.agent_id.as_str();
+            let its = task.assigned_agent_id.as_deref() == Some(agent)
+                || task.pinned_to.as_deref() == Some(agent)
+                || actors().contains(&format!("agent:{agent}"));
+            if its { Ok(()) } else { Err(ApiError::forbidden("an agent sees only its own tasks")) }
+        }
+    }
+}
+
+/// The id of a task that a path names.
+pub(super) async fn resolve(call: &Call, segment: &str) -> Result<TaskId, ApiError> {
+    let task = task_ref(segment)?;
+    let id = call.replica.store.resolve(&task).await?;
+    id.ok_or_else(|| ApiError::not_found("there is no such task"))
+}
+
+#[derive(Debug, Deserialize)]
+struct AssignBody {
+    agent_id: String,
+    execution_mode: Option<String>,
+    #[serde(default)]
+    force: bool,
+}
+
+async fn assign(call: Call, id: String) -> Answer {
+    let actor = call.operator().await?;
+    let body: AssignBody = call.json()?;
+    check_text("agent_id", &body.agent_id, 300)?;
+    let wanted: Option<ExecutionMode> = parse(body.execution_mode, "execution_mode")?;
+    let id = resolve(&call, &id).await?;
+    let store = &call.replica.store;
+    let task = current(&call.replica, id).await?;
+    let target = store.find_target(&body.agent_id, id).await?.ok_or_else(|| {
+        ApiError::not_found(format!(
+            "`{}` is neither a registered agent nor a configured host",
+            body.agent_id
+        ))
+    })?;
+    let (mode, what) = match target.kind {
+        TargetKind::Agent => (ExecutionMode::HttpPull, "an agent"),
+        TargetKind::Host => (ExecutionMode::SshCli, "a host"),
+    };
+    if wanted.is_some_and(|w| w != mode) {
+        return Err(ApiError::bad_request(format!(
+            "execution_mode: `{}` is {what}, so the mode can only be {mode}; leave it out",
+            body.agent_id
+        )));
+    }
+    if !target.capable && !body.force {
+        return Err(ApiError::refused(
+            "capability_mismatch",
+            format!(
+                "`{}` lacks something of what the task requires ({}); say `force` to assign it all the same",
+                body.agent_id,
+                task.capabilities.join(", ")
+            ),
+        ));
+    }
+    let reservation = call.replica.config.lease.assign_reservation;
+    match store.assign_task(id, &body.agent_id, mode, reservation, &actor).await? {
+        Ok(()) => {}
+        Err(OperatorRefusal::Status(status)) => {
+            return Err(ApiError::refused(
+                "task_not_assignable",
+                format!("a task that is {status} cannot be assigned; only one that waits can"),
+            ));
+        }
+        Err(missing) => return Err(ApiError::operator(missing, "assigned")),
+    }
+    call.replica.wake.ready();
+    ok(&current(&call.replica, id).await?)
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RetryBody {
+    execution_mode: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct CancelBody {
+    reason: Option<String>,
+}
+
+/// A body that may be left out altogether.
+fn optional_json<T: Default + serde::de::DeserializeOwned>(call: &Call) -> Result<T, ApiError> {
+    match &call.body {
+        Ok(body) if body.is_empty() => Ok(T::default()),
+        _ => call.json(),
+    }
+}
+
+async fn retry(call: Call, id: String) -> Answer {
+    let actor = call.operator().await?;
+    let body: RetryBody = optional_json(&call)?;
+    let mode = parse(body.execution_mode, "execution_mode")?;
+    let id = resolve(&call, &id).await?;
+    call.replica
+        .store
+        .retry_task(id, &actor, mode)
+        .await?
+        .map_err(|refusal| ApiError::operator(refusal, "retried"))?;
+    call.replica.wake.ready();
+    ok(&current(&call.replica, id).await?)
+}
+
+async fn cancel(call: Call, id: String) -> Answer {
+    let actor = call.operator().await?;
+    let body: CancelBody = optional_json(&call)?;
+    if let Some(reason) = &body.reason {
+        check_text("reason", reason, 2_000)?;
+    }
+    let id = resolve(&call, &id).await?;
+    call.replica
+        .store
+        .cancel_task(id, &actor, body.reason.as_deref())
+        .await?
+        .map_err(|refusal| ApiError::operator(refusal, "cancelled"))?;
+    // A slot is free, and a run may have to be ended.
+    call.replica.wake.ready();
+    call.replica.wake.revoked();
+    ok(&current(&call.replica, id).await?)
+}

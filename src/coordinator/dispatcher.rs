@@ -1,0 +1,56 @@
+//! The dispatcher: how a task is executed is decided here, or by the first dequeue, whichever commits first.
+//!
+//! **Phase 1**: for host agents that this replica reaches and that have free slots, tasks are claimed and run on them.
+//! **Phase 2**: what has waited undecided for longer than the grace, and no known host could ever serve, becomes
+//! `http_pull`. Both run on every replica at once.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Replica, runner};
+use crate::{store::StoreError, telemetry::error_chain};
+
+/// Claims in one cycle, at most, before phase 2 has its turn.
+const ROUNDS: u32 = 10;
+/// Between two cycles at least, so that a burst of hints is one cycle.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The loop: woken, or at most `dispatch.interval`.
+pub(super) async fn run(replica: &Arc<Replica>) {
+    while !replica.shutdown.is_triggered() {
+        if let Err(error) = cycle(replica).await {
+            tracing::warn!(error = %error_chain(&error), "the dispatcher could not finish its cycle");
+        }
+        let interval = replica.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.0));
+        tokio::select! {
+            () = replica.shutdown.triggered() => return,
+            () = replica.wake.dispatcher() => {}
+            () = tokio::time::sleep(interval) => {}
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
+    let actor = replica.actor();
+    for _ in 0..ROUNDS {
+        let reachable = replica.hosts.reachable();
+        let (claims, more) =
+            replica.store.claim_for_hosts(&reachable, replica.session(), &actor).await?;
+        for claim in claims {
+            runner::spawn(replica, claim);
+        }
+        if !more || replica.shutdown.is_triggered() {
+            break;
+        }
+    }
+    let decided =
+        replica.store.decide_pull(replica.config.dispatch.undecided_grace, &actor).await?;
+    if decided > 0 {
+        tracing::info!(
+            tasks = decided,
+            "no known host could ever serve these tasks; they are left to pull"
+        );
+        replica.wake.ready();
+    }
+    Ok(())
+}

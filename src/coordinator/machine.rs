@@ -1,0 +1,22 @@
+//! Which machine this is. A `localhost` host belongs to one machine, and two containers of one machine are two.
+
+/// The machine's id and its PID namespace, which tells containers apart; the host name where there is no id.
+pub(super) fn machine() -> String {
+    // machine-id(5); macOS has none.
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let id = if id.trim().is_empty() { hostname() } else { id.trim().to_owned() };
+    match std::fs::read_link("/proc/self/ns/pid") {
+        Ok(namespace) => format!("{id}/{}", namespace.display()),
+        Err(_) => id,
+    }
+}
+
+/// The name of this machine, for people.
+pub(super) fn hostname() -> String {
+    let from_kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    from_kernel
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
+}

@@ -1,0 +1,187 @@
+//! Runs on hosts: one task is started, followed and settled here; so is a run whose replica is gone, from where that one
+//! stopped. Every write is fenced; one that matches nothing makes the runner look again before it touches anything.
+
+mod attempt;
+mod follow;
+
+use std::{sync::Arc, time::Duration};
+
+use self::attempt::Attempt;
+use super::{Replica, hosts, until_stored};
+use crate::{
+    execution::{
+        Killed, PromptParts, RunState, StartSpec, Started, kill, prompt, read, start,
+        task_environment,
+    },
+    model::{HostAgentId, Lease, Task, TaskSpec},
+    store::{HeldLease, NewRun, PushClaim, StoreError, TakenOver},
+    telemetry::error_chain,
+};
+
+/// Between TERM and KILL.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+/// Between two looks for runs whose replica is gone.
+const PERIOD: Duration = Duration::from_secs(1);
+/// A first wait after a start that failed, in seconds; the backoff makes it more.
+const START_FAILED_WAIT: i32 = 1;
+
+/// The loop: takes over runs whose replica is gone.
+pub(super) async fn run(replica: &Arc<Replica>) {
+    while !replica.shutdown.sleep(PERIOD.mul_f64(rand::random_range(0.8..1.2))).await {
+        let reachable = replica.hosts.reachable();
+        let actor = replica.actor();
+        match replica.store.take_over_runs(&reachable, replica.session(), &actor).await {
+            Ok(taken) => {
+                for run in taken {
+                    tracing::info!(
+                        task.id = %run.held.task_id,
+                        lease = run.held.lease.0,
+                        "a run was taken over from a replica that is gone"
+                    );
+                    spawn_taken(replica, run);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "no look for orphaned runs was possible");
+            }
+        }
+    }
+}
+
+/// Runs a task that was claimed for a host.
+pub(super) fn spawn(replica: &Arc<Replica>, claim: PushClaim) {
+    let replica = Arc::clone(replica);
+    // The session under which the claim was made; it may be replaced meanwhile.
+    let held = HeldLease { task_id: claim.task_id, lease: claim.lease, holder: claim.session };
+    let shutdown = replica.shutdown.clone();
+    shutdown.spawn(async move {
+        if let Err(error) = begin(&replica, held, claim.host_agent).await {
+            tracing::error!(
+                task.id = %held.task_id,
+                lease = held.lease.0,
+                error = %error_chain(&error),
+                "a run cannot be handled here any more; its deadline or another replica settles it"
+            );
+        }
+    });
+}
+
+fn spawn_taken(replica: &Arc<Replica>, taken: TakenOver) {
+    let replica = Arc::clone(replica);
+    let held = taken.held;
+    let shutdown = replica.shutdown.clone();
+    shutdown.spawn(async move {
+        if let Err(error) = resume(&replica, taken).await {
+            tracing::error!(
+                task.id = %held.task_id,
+                lease = held.lease.0,
+                error = %error_chain(&error),
+                "a run that was taken over cannot be handled here; its deadline or another replica settles it"
+            );
+        }
+    });
+}
+
+/// From the claim to the start, and on.
+async fn begin(
+    replica: &Arc<Replica>,
+    held: HeldLease,
+    host_agent: HostAgentId,
+) -> Result<(), StoreError> {
+    let Some(task) = until_stored!(replica, replica.store.get_task(held.task_id))? else {
+        return Ok(());
+    };
+    let Some(slot) = replica.hosts.slot(host_agent) else {
+        // The list of hosts changed between claim and start.
+        return attempt::release(replica, held, "its host is no longer listed here", None).await;
+    };
+    let Some(cli) = replica.config.cli.get(&slot.agent_type) else {
+        return attempt::release(replica, held, "its CLI is no longer configured here", None).await;
+    };
+    let timeout_secs = cli.timeout.map_or(task.timeout_secs, whole_secs);
+    let run = NewRun {
+        command: &cli.command,
+        prompt_via: cli.prompt.as_str(),
+        output: cli.output.as_str(),
+        work_dir: &slot.host.work_dir,
+        timeout_secs,
+    };
+    if !until_stored!(replica, replica.store.insert_run(&held, &run))? {
+        tracing::info!(task.id = %held.task_id, lease = held.lease.0, "a task was taken back before its run began");
+        return Ok(());
+    }
+    let attempt = Attempt::new(replica, held, held.lease, slot.clone(), cli.output, timeout_secs);
+    let spec = StartSpec {
+        command: cli.command.clone(),
+        prompt_via: cli.prompt,
+        prompt: prompt_of(&task).into_bytes(),
+        env: task_environment(cli, &task),
+        timeout: attempt.timeout,
+        kill_grace: KILL_GRACE,
+    };
+    match start(attempt.executor.as_ref(), &attempt.run, &spec).await {
+        Ok(Started::Started) => {}
+        // Somebody shut the gate, or our own first try went through: following tells.
+        Ok(Started::GateExists) => {}
+        Err(error) if error.is_known_not_started() => {
+            let reason = error_chain(&error);
+            tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = reason, "a run could not be started; the task goes back");
+            hosts::set_offline(replica, &slot.host.host_id, &reason).await;
+            return attempt::release(replica, held, &reason, Some(START_FAILED_WAIT)).await;
+        }
+        Err(error) => {
+            tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = %error_chain(&error), "whether a run was started is not known yet");
+        }
+    }
+    if !attempt.mark_running().await? {
+        return attempt.lease_is_gone().await;
+    }
+    attempt.follow_to_the_end(0).await
+}
+
+/// A run whose replica is gone: followed on, or, when it never started, prevented and given back.
+async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreError> {
+    let held = taken.held;
+    let (Some(run), Some(slot)) = (taken.run, replica.hosts.slot(taken.host_agent)) else {
+        return attempt::release(replica, held, "its replica was gone before the run began", None)
+            .await;
+    };
+    let attempt = Attempt::new(replica, held, run.run_lease, slot, run.output, run.timeout_secs);
+    if let Ok(chunk) = read(attempt.executor.as_ref(), &attempt.run, 0, 1).await
+        && chunk.state == RunState::NotStarted
+        && matches!(
+            kill(attempt.executor.as_ref(), &attempt.run, KILL_GRACE).await,
+            Ok(Killed::NeverStarted)
+        )
+    {
+        return attempt::release(replica, held, "its replica was gone before the run began", None)
+            .await;
+    }
+    if !attempt.mark_running().await? {
+        return attempt.lease_is_gone().await;
+    }
+    attempt.follow_to_the_end(run.next_offset).await
+}
+
+/// The prompt, made from the version of the text that the claim handed out.
+pub(crate) fn prompt_of(task: &Task) -> String {
+    let spec = TaskSpec {
+        title: task.title.clone(),
+        body: task.body.clone().unwrap_or_default(),
+        labels: task.labels.clone(),
+        capabilities: task.capabilities.clone(),
+        repo: task.repo.clone(),
+        issue_url: task.issue_url.clone(),
+        notes: task.notes.clone(),
+    };
+    prompt(PromptParts {
+        key: &task.key,
+        spec: &spec,
+        branch_name: &task.branch_name,
+        attempt: task.attempt,
+    })
+}
+
+fn whole_secs(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs().max(1)).unwrap_or(i32::MAX)
+}

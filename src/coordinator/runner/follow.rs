@@ -1,0 +1,209 @@
+//! Following: output is stored as it comes, under the lease, until the run ends or somebody else has it.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{attempt::Attempt, hosts, until_stored};
+use crate::{
+    execution::{Beat, End, ExitReason, Flow, Parser, RunState, follow},
+    store::{Outcome, StoreError},
+};
+
+/// A look at the lease at least this often, also without a hint.
+const FENCE: Duration = Duration::from_secs(5);
+/// The wrapper on the host ends a run at its deadline; so much later the follower does.
+const DEADLINE_GRACE: Duration = Duration::from_secs(20);
+/// A CLI that has said its last word may take so long to end by itself.
+const LINGER: Duration = Duration::from_secs(15);
+
+/// Why following was stopped from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// This replica stops; the run goes on for others.
+    Shutdown,
+    /// The lease is not held any more.
+    LeaseGone,
+    /// Past its deadline, and the host has not ended it.
+    Overdue,
+    /// The CLI has said its last word and hangs.
+    Lingers,
+}
+
+/// What the callback keeps between two beats.
+struct Watch {
+    parser: Parser,
+    fence_at: Instant,
+    revoked: tokio::sync::watch::Receiver<u64>,
+    done_at: Option<Instant>,
+    stop: Option<Stop>,
+    away: bool,
+}
+
+impl Attempt {
+    /// Follows from an offset of the output to the end, and settles. What is stored before it is read again first, for
+    /// the parser.
+    pub(super) async fn follow_to_the_end(&self, offset: i64) -> Result<(), StoreError> {
+        let mut parser = Parser::new(self.output);
+        self.feed_stored(&mut parser, offset).await?;
+        let watch = Mutex::new(Watch {
+            parser,
+            fence_at: Instant::now() + FENCE,
+            revoked: self.replica.wake.subscribe_revoked(),
+            done_at: None,
+            stop: None,
+            away: false,
+        });
+        let followed =
+            follow(self.executor.as_ref(), &self.run, u64::try_from(offset).unwrap_or(0), |beat| {
+                self.on_beat(beat, &watch)
+            })
+            .await?;
+        let Watch { parser, stop, .. } = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match followed.end {
+            End::Final(state) => self.settle_final(state, parser).await,
+            End::Stopped => match stop {
+                None | Some(Stop::Shutdown) => Ok(()),
+                Some(Stop::LeaseGone) => self.lease_is_gone().await,
+                Some(Stop::Overdue) => {
+                    self.end_on_host().await;
+                    let reason = "its deadline passed".to_owned();
+                    self.settle(Outcome::TimedOut, Some(reason), None, None).await
+                }
+                Some(Stop::Lingers) => {
+                    self.end_on_host().await;
+                    self.settle_exit(parser, None, ExitReason::Exited).await
+                }
+            },
+        }
+    }
+
+    async fn settle_final(&self, state: RunState, parser: Parser) -> Result<(), StoreError> {
+        let failed =
+            |reason: &str| self.settle(Outcome::Failed, Some(reason.to_owned()), None, None);
+        match state {
+            RunState::Exited { code, reason } => self.settle_exit(parser, Some(code), reason).await,
+            RunState::Vanished => {
+                failed("its process is gone from the host without an exit code").await
+            }
+            RunState::Rebooted => failed("its host was rebooted").await,
+            // The gate was shut: whoever did it ended the lease, or the start was cut off.
+            RunState::Closed => {
+                super::attempt::release(
+                    &self.replica,
+                    self.held,
+                    "its run was prevented on the host",
+                    Some(1),
+                )
+                .await
+            }
+            RunState::NotStarted | RunState::Starting { .. } | RunState::Running => {
+                self.end_on_host().await;
+                failed("its run had not begun 30 s after the start").await
+            }
+        }
+    }
+
+    /// The parser has to see the whole stream.
+    async fn feed_stored(&self, parser: &mut Parser, until: i64) -> Result<(), StoreError> {
+        let mut offset = 0;
+        while offset < until {
+            let page = until_stored!(self.replica, async {
+                self.replica
+                    .store
+                    .read_logs(self.held.task_id, Some(self.run.run_lease), offset)
+                    .await
+            })?;
+            let Some(page) = page.filter(|p| !p.chunks.is_empty()) else { break };
+            for chunk in &page.chunks {
+                parser.feed(&chunk.data);
+            }
+            offset = page.next_offset;
+        }
+        Ok(())
+    }
+
+    async fn on_beat(&self, beat: Beat, watch: &Mutex<Watch>) -> Result<Flow, StoreError> {
+        let stop = match beat {
+            Beat::Output { offset, data } => {
+                lock(watch).away = false;
+                if self.store_output(offset, &data).await? {
+                    let mut watch = lock(watch);
+                    watch.parser.feed(&data);
+                    if watch.parser.is_done() && watch.done_at.is_none() {
+                        watch.done_at = Some(Instant::now());
+                    }
+                    None
+                } else {
+                    Some(Stop::LeaseGone)
+                }
+            }
+            Beat::Away { reason } => {
+                let first = !std::mem::replace(&mut lock(watch).away, true);
+                if first {
+                    tracing::warn!(task.id = %self.held.task_id, host.id = self.host_id, reason, "the host of a run is away; its output is followed on when it is back");
+                    hosts::set_offline(&self.replica, &self.host_id, &reason).await;
+                }
+                self.look(watch).await?
+            }
+            Beat::Quiet => {
+                lock(watch).away = false;
+                self.look(watch).await?
+            }
+        };
+        lock(watch).stop = stop;
+        Ok(if stop.is_some() { Flow::Stop } else { Flow::Continue })
+    }
+
+    /// True when the chunk is stored, now or by an earlier try whose outcome was not known.
+    async fn store_output(&self, offset: u64, data: &[u8]) -> Result<bool, StoreError> {
+        let store = &self.replica.store;
+        let offset = i64::try_from(offset).unwrap_or(i64::MAX);
+        let run_lease = self.run.run_lease;
+        let stored = until_stored!(self.replica, async {
+            store.append_run_output(&self.held, run_lease, offset, data).await
+        })?;
+        if stored {
+            return Ok(true);
+        }
+        let state = until_stored!(self.replica, store.check_lease(self.held.task_id))?;
+        let end = offset + i64::try_from(data.len()).unwrap_or(0);
+        Ok(state.is_some_and(|s| s.is_held_by(&self.held) && s.next_offset == Some(end)))
+    }
+
+    async fn look(&self, watch: &Mutex<Watch>) -> Result<Option<Stop>, StoreError> {
+        if self.replica.shutdown.is_triggered() {
+            return Ok(Some(Stop::Shutdown));
+        }
+        let (due, lingers) = {
+            let mut watch = lock(watch);
+            let hinted = watch.revoked.has_changed().unwrap_or(false);
+            let due = hinted || Instant::now() >= watch.fence_at;
+            if due {
+                watch.revoked.mark_unchanged();
+                watch.fence_at = Instant::now() + FENCE;
+            }
+            (due, watch.done_at.is_some_and(|at| at.elapsed() > LINGER))
+        };
+        if due {
+            let store = &self.replica.store;
+            let state = until_stored!(self.replica, store.check_lease(self.held.task_id))?;
+            if !state.is_some_and(|s| s.is_held_by(&self.held)) {
+                return Ok(Some(Stop::LeaseGone));
+            }
+        }
+        if lingers {
+            return Ok(Some(Stop::Lingers));
+        }
+        let overdue = self.since.elapsed() > self.timeout + DEADLINE_GRACE;
+        Ok(overdue.then_some(Stop::Overdue))
+    }
+}
+
+/// Held for a moment only, never over an await.
+fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
+}
