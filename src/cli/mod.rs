@@ -10,6 +10,8 @@ mod config;
 pub mod dev;
 mod hosts;
 mod list;
+mod migrate;
+pub mod serve;
 mod task;
 mod terminal;
 
@@ -39,6 +41,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve as one replica of the coordinator.
+    Serve(serve::Args),
+    /// Bring the database to the schema of this version.
+    Migrate,
+    /// Try it: a PostgreSQL, a coordinator, a host, an agent and two demo tasks, on this machine.
+    Dev,
     /// Pull tasks over HTTP and run a coding agent for each.
     Agent(agent::Args),
     /// Submit tasks, look at them, steer them.
@@ -90,6 +98,16 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> Outcome {
     let path = cli.config.as_deref();
     match cli.command {
+        Command::Serve(args) => {
+            let flags =
+                Overrides { listen: args.listen.clone(), replica_id: args.replica_id.clone() };
+            serve::command(args, load_config_with(path, &flags)?).await
+        }
+        Command::Migrate => migrate::command(&load_config(path)?).await,
+        Command::Dev => {
+            let serve = async |config, shutdown| serve::run(config, true, shutdown).await;
+            dev::run(load_config(path)?, serve).await
+        }
         Command::Agent(args) => agent::command(args, &load_config(path)?).await,
         Command::Task(args) => task::run(args).await,
         Command::Agents(args) => agents::run(args).await,
@@ -100,8 +118,13 @@ async fn run(cli: Cli) -> Outcome {
 
 /// The configuration from file and environment.
 fn load_config(path: Option<&Path>) -> Result<Config, Failure> {
+    load_config_with(path, &Overrides::default())
+}
+
+/// The same, with flags on top.
+fn load_config_with(path: Option<&Path>, flags: &Overrides) -> Result<Config, Failure> {
     let env = |name: &str| std::env::var(name).ok();
-    Config::load(path, env, &Overrides::default(), execution::built_in())
+    Config::load(path, env, flags, execution::built_in())
         .map_err(|error| Failure::Usage(error.into()))
 }
 

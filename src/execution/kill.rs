@@ -46,8 +46,9 @@ pub async fn kill(
     }
 }
 
-/// Removes what the run left in its directory, once its receipt is stored; the gate stays shut. Tombstones of this fleet
-/// that are older than a week go. Refused while the run is at work. May be repeated.
+/// Removes what the run left in its directory, once its receipt is stored; the gate stays shut.
+///
+/// Tombstones of this fleet that are older than a week go. Refused while the run is at work or may still start. May be repeated.
 pub async fn tombstone(executor: &dyn Executor, run: &RunDir) -> Result<(), RunError> {
     let mut args = run.args();
     args.push(TOMBSTONE_DAYS.to_string());

@@ -9,10 +9,10 @@
 //! | [`executor`] | the one seam: run a fixed script on a host |
 //! | [`local`], [`ssh`] | the two ways to do it |
 //! | [`run_dir`] | names a run, and the format of what the scripts answer |
-//! | [`start`], [`read`], [`kill`] | the acts on a run; `kill` also holds the tombstone |
-//! | [`follow`] | reads until the end, and lets the caller say stop |
-//! | [`probe`] | whether runs can work on a host |
-//! | [`cli`], [`prompt`] | what is run, and what it is given |
+//! | [`start`](mod@start), [`read`](mod@read), [`kill`](mod@kill) | the acts on a run; `kill` also holds the tombstone |
+//! | [`follow`](mod@follow) | reads until the end, and lets the caller say stop |
+//! | [`probe`](mod@probe) | whether runs can work on a host |
+//! | [`cli`], [`prompt`](mod@prompt) | what is run, and what it is given |
 //! | [`parse`], [`outcome`] | what its output means |
 //!
 //! A run's directory is `<work_dir>/.agent-fleet/<fleet_id>/<task_id>.<run_lease>/`. Making it is **the gate**: whoever

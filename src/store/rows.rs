@@ -28,6 +28,7 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(
     column: &'static str,
 ) -> Result<Option<T>, StoreError> {
     row.get::<_, Option<Value>>(column)
+        .filter(|value| !value.is_null())
         .map(serde_json::from_value)
         .transpose()
         .map_err(|e| StoreError::Unknown { what: format!("{column} of an unknown shape ({e})") })

@@ -1,4 +1,6 @@
 //! The integration tests, as one binary.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod execution;
 mod support;

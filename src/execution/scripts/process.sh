@@ -69,11 +69,12 @@ end_group() {
     await_group_end "$1" 5
 }
 
-# Names this boot of the machine.
+# Names this boot of the machine, as well as the machine lets us.
 boot_id() {
     cat /proc/sys/kernel/random/boot_id 2>/dev/null ||
         sysctl -n kern.bootsessionuuid 2>/dev/null ||
-        sysctl -n kern.boottime 2>/dev/null
+        sysctl -n kern.boottime 2>/dev/null ||
+        echo unknown
 }
 
 # True when `detach` can work here.

@@ -3,10 +3,15 @@
 days=$1
 
 make_parents
-mkdir "$run" 2>/dev/null
+if mkdir "$run" 2>/dev/null; then
+    mkdir "$run/closed"
+fi
 [ -d "$run" ] || refuse "the run directory cannot be made in $fleet_dir"
 look
-[ "$state" != running ] || refuse "the run is still at work"
+case "$state" in
+    running) refuse "the run is still at work" ;;
+    starting*) refuse "the run may still start" ;;
+esac
 mkdir "$run/closed" 2>/dev/null
 mkdir "$run/tombstone" 2>/dev/null
 for file in "$run"/*; do

@@ -1,11 +1,11 @@
 //! What the tests stand on: real servers, made for the run.
 
-pub mod sshd;
+pub(crate) mod sshd;
 
 use std::time::Duration;
 
 /// Asks again and again until there is an answer. Panics after half a minute.
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let asking = async {
         loop {
             if let Some(answer) = ask().await {

@@ -14,15 +14,15 @@ use super::eventually;
 
 /// Killed when dropped.
 #[derive(Debug)]
-pub struct Sshd {
+pub(crate) struct Sshd {
     child: Child,
-    pub port: u16,
+    pub(crate) port: u16,
     dir: TempDir,
 }
 
 impl Sshd {
     /// Starts it with `home` as the home of every login, and waits until it listens.
-    pub async fn start(home: &Path) -> Self {
+    pub(crate) async fn start(home: &Path) -> Self {
         // Short: control sockets live below it.
         let dir = tempfile::Builder::new().prefix("af").tempdir_in("/tmp").unwrap();
         for name in ["host_key", "user_key", "other_key"] {
@@ -72,12 +72,12 @@ impl Sshd {
     }
 
     /// A file made for this server: `user_key`, `other_key`, `known_hosts`, `wrong_hosts`, `no_hosts`, `ctl`.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// A host entry that leads here.
-    pub fn host(&self) -> config::Host {
+    pub(crate) fn host(&self) -> config::Host {
         config::Host {
             host_id: "h".into(),
             hostname: "127.0.0.1".into(),
@@ -92,12 +92,12 @@ impl Sshd {
     }
 
     /// An executor for [`Self::host`].
-    pub fn executor(&self) -> SshExecutor {
+    pub(crate) fn executor(&self) -> SshExecutor {
         self.executor_for(&self.host())
     }
 
     /// An executor for a changed entry.
-    pub fn executor_for(&self, host: &config::Host) -> SshExecutor {
+    pub(crate) fn executor_for(&self, host: &config::Host) -> SshExecutor {
         SshExecutor::new(host, &self.file("ctl")).unwrap()
     }
 }
@@ -124,6 +124,6 @@ fn write_known_hosts(path: &Path, port: u16, key: &Path) {
 }
 
 /// A port that nobody listens on.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
