@@ -168,7 +168,7 @@ pub async fn run(options: Options, shutdown: &Shutdown) -> Result<(), AgentError
     let drain_wait = options.drain_wait;
     let session = Arc::new(Session::new(options, dir, fleet_id));
     for claim in earlier {
-        session.claims.insert(&Held::new(claim));
+        session.claims.insert(&Held::resumed(claim));
     }
     tokio::select! {
         () = shutdown.triggered() => return Ok(()),
