@@ -72,7 +72,7 @@ fn parse_agent_id(text: &str) -> Result<AgentId, crate::model::InvalidAgentId> {
     AgentId::parse(text)
 }
 
-/// What [`run`] needs to know.
+/// What [`run()`] needs to know.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The coordinator; its token enrolls.

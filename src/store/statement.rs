@@ -96,6 +96,7 @@ statements! {
     READ_IDENTITY "read_identity"
     READ_ISSUE "read_issue"
     READ_LOGS "read_logs"
+    RESUME_LEASES "resume_leases"
     RETRY_TASK "retry_task"
     SEND_NOTIFY "send_notify"
     SET_DELIVERY_RESULT "set_delivery_result"

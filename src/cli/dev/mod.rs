@@ -40,7 +40,7 @@ where
 {
     if config.log.level == "info" {
         // The story is what is to be read. warp calls it an error when the agent hangs up at the end.
-        config.log.level = "warn,warp=off".to_owned();
+        config.log.level = "warn".to_owned();
     }
     crate::telemetry::init(&config.log)?;
     let dir = folder::choose(|name| std::env::var_os(name), postgres::is_root().await)
