@@ -31,7 +31,7 @@ pub fn init(log: &Log) -> Result<(), TelemetryError> {
     let level = if log.level.contains("warp") {
         log.level.clone()
     } else {
-        format!("{},warp::server=off", log.level)
+        format!("{},warp=off", log.level)
     };
     let filter = EnvFilter::builder()
         .parse(level)

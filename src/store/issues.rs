@@ -4,7 +4,8 @@ use deadpool_postgres::GenericClient;
 use uuid::Uuid;
 
 use super::{
-    NewTask, Store, StoreError, create,
+    NewTask, Store, StoreError,
+    create::{self, Identified},
     error::retry,
     rows::{self, get, word},
     statement::{
@@ -283,7 +284,11 @@ async fn create_task<C: GenericClient>(
         issue_open: Some(issue.open),
     };
     let actor = Actor::Forge(issue.sender.clone());
-    match create::insert(client, std::slice::from_ref(&task), &actor).await?.pop() {
+    let id = create::make_ids(client, 1)
+        .await?
+        .pop()
+        .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
+    match create::insert(client, &[Identified::new(id, &task)], &actor).await?.pop() {
         Some(task_id) => Ok(IssueOutcome {
             result: DeliveryResult::Created,
             task_id: Some(task_id),

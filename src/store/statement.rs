@@ -90,6 +90,7 @@ statements! {
     LOCK_ISSUE_TASK "lock_issue_task"
     LOCK_LEASE "lock_lease"
     MAKE_PARTITIONS "make_partitions"
+    MAKE_TASK_IDS "make_task_ids"
     MARK_RUN_STARTED "mark_run_started"
     PROMOTE_DUE_TASKS "promote_due_tasks"
     READ_EVENT_HORIZON "read_event_horizon"
