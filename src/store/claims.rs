@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{
@@ -60,14 +61,6 @@ const WAITERS: usize = 64;
 /// At most this many tasks are taken for one host agent in one transaction.
 const SLOTS: i64 = 64;
 
-fn begin_error(source: tokio_postgres::Error) -> StoreError {
-    StoreError::Statement { statement: "begin", source }
-}
-
-fn commit_error(source: tokio_postgres::Error) -> StoreError {
-    StoreError::Statement { statement: "commit", source }
-}
-
 /// Distinct sets of capabilities, and which one each asker has.
 fn intern_sets(offers: impl Iterator<Item = CapabilitySet>) -> (serde_json::Value, Vec<i32>) {
     let mut sets: Vec<CapabilitySet> = Vec::new();
@@ -106,7 +99,7 @@ impl Store {
     async fn pull_once(&self, waiters: &[Waiter]) -> Result<PullClaims, StoreError> {
         let mut claims = PullClaims::default();
         let mut client = self.client().await?;
-        let tx = client.transaction().await.map_err(begin_error)?;
+        let tx = begin(&mut client).await?;
         let sessions: Vec<Uuid> = waiters.iter().map(|w| w.session.0).collect();
 
         let locked: HashMap<Uuid, Row> = CLAIM_PULL_1_LOCK
@@ -175,7 +168,7 @@ impl Store {
         let holders: Vec<Uuid> = pairs.iter().map(|p| p.2).collect();
         let names: Vec<&str> = pairs.iter().map(|p| p.3).collect();
         let rows = CLAIM_PULL_3_TAKE.rows(&tx, &[&tasks, &holders, &names]).await?;
-        tx.commit().await.map_err(commit_error)?;
+        commit(tx).await?;
 
         for row in &rows {
             let task: Uuid = get(row, "task_id");
@@ -233,7 +226,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<(Vec<PushClaim>, bool), StoreError> {
         let mut client = self.client().await?;
-        let tx = client.transaction().await.map_err(begin_error)?;
+        let tx = begin(&mut client).await?;
         let ids: Vec<i64> = reachable.iter().map(|id| id.0).collect();
         let locked = CLAIM_PUSH_1_LOCK.rows(&tx, &[&ids, &session.0]).await?;
         if locked.is_empty() {
@@ -294,7 +287,7 @@ impl Store {
         let slots: Vec<i64> = pairs.iter().map(|p| p.1).collect();
         let rows =
             CLAIM_PUSH_3_TAKE.rows(&tx, &[&tasks, &slots, &session.0, &actor.to_string()]).await?;
-        tx.commit().await.map_err(commit_error)?;
+        commit(tx).await?;
         let claims = rows
             .iter()
             .map(|row| PushClaim {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{
@@ -148,10 +149,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<Created, StoreError> {
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
 
         if let Some(key) = idempotency_key {
             let mut hasher = Sha256::new();
@@ -186,9 +184,7 @@ impl Store {
             let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
             SET_IDEMPOTENCY_TASKS.run(&tx, &[&key, &ids]).await?;
         }
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(created)
     }
 }

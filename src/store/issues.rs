@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{
     NewTask, Store, StoreError,
+    connection::{begin, commit},
     create::{self, Identified},
     error::retry,
     rows::{self, get, word},
@@ -91,10 +92,7 @@ impl Store {
         defaults: IssueDefaults,
     ) -> Result<IssueOutcome, StoreError> {
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
         let hash = &delivery.body_hash[..];
         let id = &delivery.delivery_id;
         let first =
@@ -144,9 +142,7 @@ impl Store {
                 &[id, &outcome.result.as_str(), &outcome.task_id.map(|t| t.0), &outcome.reason],
             )
             .await?;
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(outcome)
     }
 

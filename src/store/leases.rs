@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     issues,
     rows::{get, word},
@@ -157,10 +158,7 @@ impl Store {
         let actors: Vec<String> = ends.iter().map(|e| e.actor.to_string()).collect();
 
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
         let rows = END_LEASES
             .rows(
                 &tx,
@@ -200,9 +198,7 @@ impl Store {
                 _ => Ended::Not(Refusal::Missing),
             });
         }
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(ended)
     }
 
