@@ -1,6 +1,6 @@
 -- Purpose: brings tasks into being, with their first spec and their event. What exists under its key is left alone and
 --          not returned.
--- Locks:   inserted rows only, in the order of their keys.
+-- Locks:   inserted rows only, in the order of their keys; those without one in the order given, which is their seq.
 -- Index:   tasks_key; lanes_capabilities_key.
 -- $1 jsonb: array of {key?, source, priority, execution_mode, max_retries, timeout_secs, run_at?, title, body, labels,
 --           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?}; $2 text: actor.
@@ -22,7 +22,7 @@ task as (
          case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open
     from input i
     left join fleet.lanes l on l.capabilities = i.capabilities
-   order by i.key, i.task_id
+   order by i.key, i.ord
   on conflict (key) do nothing
   returning task_id, key, status, lane_id, execution_mode, run_at
 ),
