@@ -10,7 +10,9 @@ use std::{
 
 use agent_fleet::{
     config,
-    execution::{ConnectFailure, ExecError, Executor, InvalidTarget, LocalExecutor, Output, Script},
+    execution::{
+        ConnectFailure, ExecError, Executor, InvalidTarget, LocalExecutor, Output, Script,
+    },
 };
 use futures_util::future::BoxFuture;
 
