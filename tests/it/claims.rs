@@ -207,6 +207,22 @@ async fn one_agents_pins_hide_no_other_agents_pin() {
 }
 
 #[tokio::test]
+async fn one_hosts_pins_hide_no_other_hosts_pin() {
+    let db = Db::new().await;
+    let store = db.store();
+    let ids = create(&store, task(&[], Mode::SshCli), 400).await;
+    let (boot, slots) = replica(&store, "r", &[host("g", &[], 1), host("h", &[], 1)]).await;
+    for (n, id) in ids.iter().enumerate() {
+        let target = if n == 399 { "h/ok" } else { "g" };
+        store.assign_task(*id, target, Mode::SshCli, HOUR, &operator()).await.unwrap().unwrap();
+    }
+    let slots = [slots["g"], slots["h"]];
+    let mut got = push(&store, boot, &slots).await;
+    got.sort_by_key(|held| ids.iter().position(|id| *id == held.task_id));
+    assert_eq!(got.iter().map(|h| h.task_id).collect::<Vec<_>>(), [ids[0], ids[399]]);
+}
+
+#[tokio::test]
 async fn higher_priority_first_then_older_and_pins_before_all() {
     let db = Db::new().await;
     let store = db.store();
