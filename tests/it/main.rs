@@ -5,5 +5,8 @@
 mod architecture;
 mod claims;
 mod execution;
+mod lanes;
+mod liveness;
+mod phase2;
 mod statements;
 mod support;
