@@ -4,9 +4,12 @@
 
 mod architecture;
 mod claims;
+mod dispatch;
 mod execution;
 mod lanes;
 mod liveness;
 mod phase2;
+mod pins;
+mod schema;
 mod statements;
 mod support;
