@@ -3,6 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod architecture;
+mod claims;
+mod dispatch;
 mod execution;
+mod lanes;
+mod liveness;
+mod phase2;
+mod pins;
+mod schema;
 mod statements;
 mod support;
