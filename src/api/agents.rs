@@ -110,8 +110,9 @@ impl RegisterBody {
 }
 
 async fn register(call: Call) -> Answer {
+    let principal = call.principal().await?;
     let body: RegisterBody = call.json()?;
-    let credential = match call.principal().await? {
+    let credential = match principal {
         Principal::Admin => Credential::Admin,
         Principal::Enrollment => Credential::Enrollment,
         Principal::Agent(owner) => {
@@ -226,6 +227,7 @@ struct AgentBody {
 }
 
 async fn heartbeat(call: Call) -> Answer {
+    call.principal().await?;
     let body: AgentBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
     let replica = &call.replica;
@@ -239,6 +241,7 @@ async fn heartbeat(call: Call) -> Answer {
 }
 
 async fn deregister(call: Call) -> Answer {
+    call.principal().await?;
     let body: AgentBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
     if !agent.live {
