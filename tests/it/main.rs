@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod architecture;
+mod bad_input;
 mod claims;
 mod dispatch;
 mod execution;
