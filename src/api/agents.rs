@@ -111,23 +111,22 @@ impl RegisterBody {
 
 async fn register(call: Call) -> Answer {
     let principal = call.principal().await?;
-    let body: RegisterBody = call.json()?;
     let credential = match principal {
         Principal::Admin => Credential::Admin,
         Principal::Enrollment => Credential::Enrollment,
-        Principal::Agent(owner) => {
-            if owner.agent.agent_id.as_str() != body.agent_id {
-                return Err(ApiError::forbidden("this token is another agent's"));
-            }
-            // Which of its tokens it is was found out by its digest; the store checks again under the lock.
-            Credential::Token(call.bearer_digest()?)
-        }
+        // Which of its tokens it is was found out by its digest; the store checks again under the lock.
+        Principal::Agent(_) => Credential::Token(call.bearer_digest()?),
         Principal::Operator | Principal::Viewer => {
             return Err(ApiError::forbidden(
                 "registering needs the enrollment or admin token, or the agent's own",
             ));
         }
     };
+    let body: RegisterBody = call.json()?;
+    if matches!(principal, Principal::Agent(owner) if owner.agent.agent_id.as_str() != body.agent_id)
+    {
+        return Err(ApiError::forbidden("this token is another agent's"));
+    }
     let registration = body.check()?;
     let replica = &call.replica;
     let token = hex::encode(rand::rng().random::<[u8; 32]>());

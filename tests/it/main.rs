@@ -5,6 +5,7 @@
 mod architecture;
 mod bad_input;
 mod claims;
+mod credentials;
 mod dispatch;
 mod execution;
 mod lanes;
