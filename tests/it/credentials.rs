@@ -121,7 +121,7 @@ async fn each_credential_opens_its_own_doors() {
         (
             Method::POST,
             "/api/v1/agents/register".to_owned(),
-            json!({"agent_id": "!"}),
+            registration("!"),
             &["admin-1", "enroll-1"],
         ),
         (
