@@ -42,23 +42,32 @@ impl Store {
         machine: &str,
         ttl: Duration,
     ) -> Result<SessionId, StoreError> {
-        retry!(
-            async {
-                let mut client = self.client().await?;
-                let tx = begin(&mut client).await?;
-                END_SESSIONS_OF.run(&tx, &[&"replica", &replica_id, &"booted again"]).await?;
-                let row =
-                    BEGIN_SESSION.one(&tx, &[&"replica", &replica_id, &ttl.as_secs_f64()]).await?;
-                let session: Uuid = get(&row, "session_id");
-                let version = env!("CARGO_PKG_VERSION");
-                UPSERT_REPLICA
-                    .run(&tx, &[&replica_id, &session, &hostname, &version, &machine])
-                    .await?;
-                commit(tx).await?;
-                Ok(SessionId(session))
+        let mut tries = 0;
+        loop {
+            match retry!(self.begin_replica_once(replica_id, hostname, machine, ttl).await) {
+                // Another boot of this id began at this moment; the later one replaces the earlier.
+                Err(e) if tries < 5 && e.is_unique_violation("sessions_live") => tries += 1,
+                result => return result,
             }
-            .await
-        )
+        }
+    }
+
+    async fn begin_replica_once(
+        &self,
+        replica_id: &str,
+        hostname: &str,
+        machine: &str,
+        ttl: Duration,
+    ) -> Result<SessionId, StoreError> {
+        let mut client = self.client().await?;
+        let tx = begin(&mut client).await?;
+        END_SESSIONS_OF.run(&tx, &[&"replica", &replica_id, &"booted again"]).await?;
+        let row = BEGIN_SESSION.one(&tx, &[&"replica", &replica_id, &ttl.as_secs_f64()]).await?;
+        let session: Uuid = get(&row, "session_id");
+        let version = env!("CARGO_PKG_VERSION");
+        UPSERT_REPLICA.run(&tx, &[&replica_id, &session, &hostname, &version, &machine]).await?;
+        commit(tx).await?;
+        Ok(SessionId(session))
     }
 
     /// A replica's heartbeat. False when its session has been ended: begin another.

@@ -187,6 +187,32 @@ async fn a_boot_ends_earlier_boots_of_its_id() {
 }
 
 #[tokio::test]
+async fn of_two_boots_of_one_id_at_one_moment_the_later_one_stays() {
+    let db = Db::new().await;
+    let store = db.store();
+    // Another process of this id is booting.
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    tx.batch_execute(
+        "insert into fleet.sessions (kind, subject, ttl) values ('replica', 'r', interval '1 hour')",
+    )
+    .await
+    .unwrap();
+    let booting = tokio::spawn(async move { store.begin_replica("r", "here", "m", MINUTE).await });
+    eventually("the second waits for the first", async || {
+        let waiting = db
+            .count("select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
+            .await;
+        (waiting == 1).then_some(())
+    })
+    .await;
+    tx.commit().await.unwrap();
+    let session = booting.await.unwrap().unwrap();
+    let live = db.rows("select session_id from fleet.sessions where ended_at is null", &[]).await;
+    assert_eq!(live.iter().map(|r| SessionId(r.get(0))).collect::<Vec<_>>(), [session]);
+}
+
+#[tokio::test]
 async fn a_silent_replica_is_ended_by_others_and_its_runs_are_taken_over() {
     let db = Db::new().await;
     let store = db.store();

@@ -1,0 +1,133 @@
+//! How leases end: fenced, refunded, waited for.
+
+use std::time::Duration;
+
+use agent_fleet::{
+    model::{Actor, ExecutionMode as Mode, Lease, SessionId, Status},
+    store::{Appended, EndLease, Ended, HeldLease, Outcome, Refusal},
+};
+use uuid::Uuid;
+
+use crate::support::{
+    db::Db,
+    fleet::{agent, complete, create, end, next, operator, pull, task},
+};
+
+#[tokio::test]
+async fn an_old_lease_and_an_old_session_change_nothing() {
+    let db = Db::new().await;
+    let store = db.store();
+    let id = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    let session = agent(&store, "a", &[], 1).await;
+    let old = pull(&store, session).await.unwrap();
+    end(&store, old, Outcome::Undone).await;
+    let held = pull(&store, session).await.unwrap();
+    assert_eq!(held.lease, next(old.lease));
+    let before = db.rows("select to_jsonb(t) from fleet.tasks t", &[]).await;
+
+    let foreign = HeldLease { holder: SessionId(Uuid::now_v7()), ..held };
+    let actor = || Actor::Agent("a".into());
+    for wrong in [old, foreign, HeldLease { lease: next(held.lease), ..held }] {
+        let lost = Refusal::LeaseLost;
+        let started =
+            store.start_task(&wrong, &actor(), serde_json::json!({}), Some(9)).await.unwrap();
+        assert_eq!(started, Err(lost));
+        assert_eq!(complete(&store, wrong).await, Ended::Not(lost));
+        for outcome in [Outcome::Released, Outcome::Lost, Outcome::TimedOut, Outcome::Undone] {
+            assert_eq!(end(&store, wrong, outcome).await, Ended::Not(lost));
+        }
+        let appended = store.append_log(&wrong, 0, b"x").await.unwrap();
+        assert_eq!(appended, Appended::Refused(lost));
+    }
+    let after = db.rows("select to_jsonb(t) from fleet.tasks t", &[]).await;
+    let json = |rows: &[tokio_postgres::Row]| rows[0].get::<_, serde_json::Value>(0);
+    assert_eq!(json(&before), json(&after));
+    assert_eq!(db.count("select count(*) from fleet.receipts").await, 0);
+    assert_eq!(db.count("select count(*) from fleet.task_logs").await, 0);
+
+    // The receipt that is stored is recognised whatever became of the task.
+    assert!(matches!(complete(&store, held).await, Ended::Now(Status::Completed)));
+    assert_eq!(complete(&store, held).await, Ended::Before);
+    assert_eq!(store.check_lease(id).await.unwrap().unwrap().holder, None);
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_claim_names_the_version_that_it_handed_out() {
+    let db = Db::new().await;
+    let store = db.store();
+    let id = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    let session = agent(&store, "a", &[], 1).await;
+    let held = pull(&store, session).await.unwrap();
+    db.execute(
+        "insert into fleet.task_specs (task_id, version, title) select task_id, 2, 'newer' from fleet.tasks;
+         update fleet.tasks set spec_version = 2",
+    )
+    .await;
+    assert_eq!(store.get_task(id).await.unwrap().unwrap().title, "a task");
+    end(&store, held, Outcome::Undone).await;
+    assert_eq!(store.get_task(id).await.unwrap().unwrap().title, "newer");
+}
+
+#[tokio::test]
+async fn at_most_five_refunds_and_then_giving_back_counts_as_losing() {
+    let db = Db::new().await;
+    let store = db.store();
+    let id = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    let session = agent(&store, "a", &[], 1).await;
+    for round in 1..=6 {
+        db.execute("update fleet.tasks set run_at = now() where status = 'scheduled'").await;
+        store.promote_due_tasks(&operator()).await.unwrap();
+        let held = pull(&store, session).await.unwrap();
+        assert_eq!(held.lease, Lease(round));
+        let status = match end(&store, held, Outcome::Released).await {
+            Ended::Now(status) => status,
+            other => panic!("{other:?}"),
+        };
+        let now = store.get_task(id).await.unwrap().unwrap();
+        let (wanted, attempt) = match round {
+            1 => (Status::Created, 0),
+            2..=5 => (Status::Scheduled, 0),
+            _ => (Status::AgentLost, 1),
+        };
+        assert_eq!((status, now.status, now.attempt), (wanted, wanted, attempt), "round {round}");
+    }
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn backoff_is_counted_by_the_databases_clock_and_doubles() {
+    let db = Db::new().await;
+    let store = db.store();
+    let new = agent_fleet::store::NewTask { max_retries: 3, ..task(&[], Mode::Undecided) };
+    create(&store, new, 1).await;
+    let session = agent(&store, "a", &[], 1).await;
+    for wanted in [10.0, 20.0, 40.0] {
+        let held = pull(&store, session).await.unwrap();
+        let end = EndLease {
+            held,
+            outcome: Outcome::Failed,
+            reason: None,
+            wait_secs: None,
+            receipt: None,
+            actor: Actor::Agent("a".into()),
+        };
+        store.end_leases(&[end], Duration::from_secs(10)).await.unwrap();
+        let row = db
+            .rows(
+                "select extract(epoch from t.run_at - e.at)::float8 from fleet.tasks t
+                   join fleet.task_events e using (task_id) where e.type = 'failed' order by e.event_id desc limit 1",
+                &[],
+            )
+            .await;
+        let waits: f64 = row[0].get(0);
+        assert!(
+            (wanted..=wanted * 1.2).contains(&waits),
+            "{waits} s instead of {wanted} s and up to 20 %"
+        );
+        assert_eq!(store.promote_due_tasks(&operator()).await.unwrap(), 0, "not before its time");
+        db.execute("update fleet.tasks set run_at = now()").await;
+        assert_eq!(store.promote_due_tasks(&operator()).await.unwrap(), 1);
+    }
+    db.check_history().await;
+}
