@@ -6,3 +6,4 @@ mod architecture;
 mod execution;
 mod statements;
 mod support;
+mod webhook;

@@ -1,7 +1,9 @@
 //! What the tests stand on: real servers, made for the run.
 
 pub(crate) mod db;
+pub(crate) mod forge;
 pub(crate) mod node;
+pub(crate) mod program;
 pub(crate) mod sshd;
 
 use std::time::Duration;
