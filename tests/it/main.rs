@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod architecture;
+mod deliveries;
 mod execution;
+mod issues;
 mod statements;
 mod support;
 mod webhook;

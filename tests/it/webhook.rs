@@ -166,7 +166,11 @@ async fn other_events_are_taken_and_ignored() {
         let signature = sign(SECRET, &delivery.body);
         let headers = [("x-forgejo-signature", &*signature), ("x-forgejo-event", event)];
         let (status, reply) = delivery.send_with(&node, &headers).await;
-        assert_eq!((status, &reply["result"]), (StatusCode::ACCEPTED, &"ignored".into()), "{event}");
+        assert_eq!(
+            (status, &reply["result"]),
+            (StatusCode::ACCEPTED, &"ignored".into()),
+            "{event}"
+        );
         let (_, reply) = delivery.send_with(&node, &headers).await;
         assert_eq!(reply["result"], "duplicate", "{event}");
     }
@@ -180,7 +184,8 @@ async fn other_events_are_taken_and_ignored() {
 #[tokio::test]
 async fn only_repositories_of_the_list_are_heard() {
     let db = Db::new().await;
-    let repos = "[forgejo]\nwebhook_secret = [\"webhook-secret\"]\nrepos = [\"org/*\", \"me/one\"]\n";
+    let repos =
+        "[forgejo]\nwebhook_secret = [\"webhook-secret\"]\nrepos = [\"org/*\", \"me/one\"]\n";
     let node = Node::start(&db, "a", repos).await;
     for (repo, result) in [
         ("org/repo", "created"),
@@ -258,7 +263,8 @@ async fn deliveries_of_real_forges_pass_when_they_are_at_hand() {
         return;
     };
     let secret = |name: &str| {
-        name.starts_with("go-playground-gitea__").then_some("IsWishesWereHorsesWedAllBeEatingSteak!")
+        name.starts_with("go-playground-gitea__")
+            .then_some("IsWishesWereHorsesWedAllBeEatingSteak!")
     };
     assert!(replay(folder, secret).await > 0);
 }
