@@ -6,6 +6,7 @@ mod architecture;
 mod deliveries;
 mod execution;
 mod issues;
+mod ssh_runs;
 mod statements;
 mod support;
 mod webhook;

@@ -2,6 +2,7 @@
 
 pub(crate) mod db;
 pub(crate) mod forge;
+pub(crate) mod host;
 pub(crate) mod node;
 pub(crate) mod program;
 pub(crate) mod sshd;
