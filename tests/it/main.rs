@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod agent_worker;
 mod architecture;
+mod client_commands;
 mod deliveries;
+mod dev_demo;
 mod execution;
 mod issues;
+mod serve_process;
 mod ssh_faults;
 mod ssh_runs;
 mod statements;

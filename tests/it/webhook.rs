@@ -229,16 +229,16 @@ async fn replay(folder: &Path, secret_of: impl Fn(&str) -> Option<&'static str>)
             .map(|(header, value)| (header.as_str(), value.as_str().unwrap().to_owned()))
             .collect();
         let body = fs::read(folder.join(format!("{name}.json"))).unwrap();
-        let (status, reply) = post(&node, &headers, body.clone()).await;
+        let (status, reply) = post(&node.url, &headers, body.clone()).await;
         let expected =
             if secret.is_some() { StatusCode::ACCEPTED } else { StatusCode::UNAUTHORIZED };
         assert_eq!(status, expected, "{name}: {reply}");
         // Signed anew, all are taken, and none a second time.
         headers.retain(|(header, _)| !header.to_lowercase().contains("signature"));
         headers.push(("x-gitea-signature", sign(secret.unwrap_or("unknown"), &body)));
-        let (status, reply) = post(&node, &headers, body.clone()).await;
+        let (status, reply) = post(&node.url, &headers, body.clone()).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{name}: {reply}");
-        let (status, reply) = post(&node, &headers, body).await;
+        let (status, reply) = post(&node.url, &headers, body).await;
         assert_eq!((status, &reply["result"]), (StatusCode::ACCEPTED, &"duplicate".into()));
         node.stop().await;
         sent += 1;

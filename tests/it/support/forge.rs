@@ -126,7 +126,7 @@ impl Delivery {
             headers.retain(|(known, _)| known != name);
             headers.push((name, (*value).to_owned()));
         }
-        post(node, &headers, self.body.clone()).await
+        post(&node.url, &headers, self.body.clone()).await
     }
 
     /// Sends it as it should be; the reply, which must be a 202.
@@ -146,14 +146,14 @@ pub(crate) fn sign(secret: &str, body: &[u8]) -> String {
     hex::encode(mac.finalize().into_bytes())
 }
 
-/// POST to the webhook, with these headers and no others.
+/// POST to the webhook of a replica, with these headers and no others.
 pub(crate) async fn post(
-    node: &Node,
+    url: &str,
     headers: &[(&str, String)],
     body: Vec<u8>,
 ) -> (StatusCode, Value) {
     let mut request =
-        reqwest::Client::new().post(format!("{}/api/v1/webhooks/forgejo", node.url)).body(body);
+        reqwest::Client::new().post(format!("{url}/api/v1/webhooks/forgejo")).body(body);
     for (name, value) in headers {
         request = request.header(*name, value);
     }
