@@ -1,28 +1,29 @@
 -- Purpose: brings tasks into being, with their first spec and their event. What exists under its key is left alone and
 --          not returned.
--- Locks:   inserted rows only, in the order of their keys.
+-- Locks:   inserted rows only, in the order of their keys; those that nobody named in the order given, which is then
+--          that of their seq.
 -- Index:   tasks_key; lanes_capabilities_key.
--- $1 jsonb: array of {key?, source, priority, execution_mode, max_retries, timeout_secs, run_at?, title, body, labels,
+-- $1 jsonb: array of {task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at?, title, body, labels,
 --           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?}; $2 text: actor.
 with input as materialized (
-  select fleet.uuid_v7() as task_id, i.*
+  select i.*
     from rows from (jsonb_to_recordset($1::jsonb) as (
-           key text, source text, priority smallint, execution_mode text, max_retries integer, timeout_secs integer,
+           task_id uuid, key text, source text, priority smallint, execution_mode text, max_retries integer, timeout_secs integer,
            run_at timestamptz, title text, body text, labels text[], capabilities text[], repo jsonb, issue_url text,
            request_hash text, issue_version bigint, issue_open boolean)) with ordinality
-      as i(key, source, priority, execution_mode, max_retries, timeout_secs, run_at, title, body, labels, capabilities,
+      as i(task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at, title, body, labels, capabilities,
            repo, issue_url, request_hash, issue_version, issue_open, ord)
 ),
 task as (
   insert into fleet.tasks (task_id, key, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
                            timeout_secs, run_at, issue_version, issue_open)
-  select i.task_id, coalesce(i.key, i.task_id::text), i.source, l.lane_id, i.priority,
+  select i.task_id, i.key, i.source, l.lane_id, i.priority,
          case when i.run_at > now() then 'scheduled' else 'created' end,
          i.execution_mode, i.execution_mode, i.max_retries, i.timeout_secs,
          case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open
     from input i
     left join fleet.lanes l on l.capabilities = i.capabilities
-   order by i.key, i.task_id
+   order by nullif(i.key, i.task_id::text), i.ord
   on conflict (key) do nothing
   returning task_id, key, status, lane_id, execution_mode, run_at
 ),

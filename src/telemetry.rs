@@ -27,8 +27,14 @@ pub enum TelemetryError {
 
 /// Starts logging for the whole process, once, and logs panics from then on.
 pub fn init(log: &Log) -> Result<(), TelemetryError> {
+    // warp calls every client that hangs up an error; long polls do that all day. Naming warp in the level overrides this.
+    let level = if log.level.contains("warp") {
+        log.level.clone()
+    } else {
+        format!("{},warp=off", log.level)
+    };
     let filter = EnvFilter::builder()
-        .parse(&log.level)
+        .parse(level)
         .map_err(|source| TelemetryError::Filter { level: log.level.clone(), source })?;
     let lines = fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);

@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{
     coordinator::Replica,
-    model::{Actor, AgentId, CapabilitySet, SessionId, check_text},
+    model::{Actor, AgentId, CapabilitySet, SessionId, TaskId, TaskRef, check_text},
     store::{
-        AgentFilter, Credential, EndLease, Outcome, RegisterRefused, Registration, token_digest,
+        AgentFilter, Credential, EndLease, Outcome, RegisterRefused, Registered, Registration,
+        token_digest,
     },
 };
 
@@ -109,8 +110,9 @@ impl RegisterBody {
 }
 
 async fn register(call: Call) -> Answer {
+    let principal = call.principal().await?;
     let body: RegisterBody = call.json()?;
-    let credential = match call.principal().await? {
+    let credential = match principal {
         Principal::Admin => Credential::Admin,
         Principal::Enrollment => Credential::Enrollment,
         Principal::Agent(owner) => {
@@ -142,19 +144,55 @@ async fn register(call: Call) -> Answer {
                 ApiError::conflict("this agent_id is a configured host's; choose another")
             }
         })?;
-    for session in &registered.replaced {
-        give_back(replica, *session, &body.agent_id, Outcome::Lost, "its agent registered anew")
-            .await?;
-    }
-    tracing::info!(agent.id = body.agent_id, session.id = %registered.session, "agent registered");
+    let (resumed, lost) = resume(&call, &body, &registered).await?;
+    tracing::info!(agent.id = body.agent_id, session.id = %registered.session, resumed = resumed.len(), "agent registered");
     replica.wake.ready();
     ok(&json!({
         "agent_id": body.agent_id,
         "registry_token": token,
         "heartbeat_interval_secs": replica.config.lease.heartbeat_interval.as_secs().max(1),
-        "resumed": [],
-        "lost": body.resume,
+        "resumed": resumed,
+        "lost": lost,
     }))
+}
+
+/// What the agent still works on passes to its new session; what else the old one held goes back to the queue. Returns
+/// what was resumed, and what of its list is not its any more.
+async fn resume(
+    call: &Call,
+    body: &RegisterBody,
+    registered: &Registered,
+) -> Result<(Vec<Value>, Vec<String>), ApiError> {
+    let store = &call.replica.store;
+    let mut asked: Vec<(TaskId, String)> = Vec::new();
+    let mut lost: Vec<String> = Vec::new();
+    for name in &body.resume {
+        check_text("resume", name, 500)?;
+        match store.resolve(&TaskRef::parse(name)).await? {
+            Some(id) => asked.push((id, name.clone())),
+            None => lost.push(name.clone()),
+        }
+    }
+    asked.sort();
+    asked.dedup_by_key(|(id, _)| *id);
+    let ids: Vec<TaskId> = asked.iter().map(|(id, _)| *id).collect();
+    let actor = Actor::Agent(body.agent_id.clone());
+    let mut kept = Vec::new();
+    for session in &registered.replaced {
+        if !ids.is_empty() {
+            kept.extend(store.resume_leases(&ids, *session, registered.session, &actor).await?);
+        }
+        let reason = "its agent registered anew";
+        give_back(&call.replica, *session, &body.agent_id, Outcome::Lost, reason).await?;
+    }
+    lost.extend(
+        asked
+            .into_iter()
+            .filter(|(id, _)| !kept.iter().any(|(k, _)| k == id))
+            .map(|(_, name)| name),
+    );
+    let resumed = kept.iter().map(|(id, lease)| json!({"task_id": id, "lease": lease})).collect();
+    Ok((resumed, lost))
 }
 
 /// What a session holds goes back to the queue.
@@ -189,6 +227,7 @@ struct AgentBody {
 }
 
 async fn heartbeat(call: Call) -> Answer {
+    call.principal().await?;
     let body: AgentBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
     let replica = &call.replica;
@@ -202,6 +241,7 @@ async fn heartbeat(call: Call) -> Answer {
 }
 
 async fn deregister(call: Call) -> Answer {
+    call.principal().await?;
     let body: AgentBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
     if !agent.live {

@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use subtle::ConstantTimeEq;
+use tokio::sync::OnceCell;
 use warp::{
     Filter,
     filters::BoxedFilter,
@@ -49,6 +50,7 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     pub(super) body: Result<Vec<u8>, ApiError>,
     query: String,
+    principal: OnceCell<Principal>,
 }
 
 /// Takes a call with a body of at most `limit` bytes.
@@ -61,7 +63,7 @@ pub(super) fn call(replica: &Arc<Replica>, limit: usize) -> BoxedFilter<(Call,)>
         .and(warp::body::stream())
         .then(move |replica, headers, query, body| async move {
             let body = read_body(&headers, body, limit).await;
-            Call { replica, headers, body, query }
+            Call { replica, headers, body, query, principal: OnceCell::new() }
         })
         .boxed()
 }
@@ -165,8 +167,13 @@ impl Call {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Who makes the call. Renews the session of an agent.
-    pub(super) async fn principal(&self) -> Result<Principal, ApiError> {
+    /// Who makes the call; found out once. Renews the session of an agent. Handlers ask this before they read the body: who
+    /// may not ask learns nothing from its errors.
+    pub(super) async fn principal(&self) -> Result<&Principal, ApiError> {
+        self.principal.get_or_try_init(|| self.find_principal()).await
+    }
+
+    async fn find_principal(&self) -> Result<Principal, ApiError> {
         let open = self.replica.config.auth.mode == AuthMode::Open;
         if open {
             self.refuse_foreign()?;
@@ -283,7 +290,7 @@ impl Call {
             }
             Principal::Agent(owner) if owner.agent.agent_id.as_str() == agent_id => {
                 // The token before belongs to a session that has been replaced.
-                Ok(AgentSession { live: owner.agent.live && owner.current, ..owner.agent })
+                Ok(AgentSession { live: owner.agent.live && owner.current, ..owner.agent.clone() })
             }
             Principal::Agent(_) => Err(ApiError::forbidden("this token is another agent's")),
             _ => Err(ApiError::forbidden("this call needs the agent's own token")),

@@ -46,6 +46,7 @@ struct LogBody {
 }
 
 async fn append(call: Call, id: String) -> Answer {
+    call.principal().await?;
     let body: LogBody = call.json()?;
     if body.offset < 0 {
         return Err(ApiError::bad_request("offset: must not be negative"));
@@ -68,11 +69,11 @@ async fn read(call: Call, id: &str) -> Answer {
     let id = resolve(&call, id).await?;
     let task = current(&call.replica, id).await?;
     let store = &call.replica.store;
-    let events = match &principal {
+    let events = match principal {
         super::call::Principal::Agent(_) => store.list_task_events(id).await?,
         _ => Vec::new(),
     };
-    may_see(&principal, &task, || events.into_iter().map(|event| event.actor).collect())?;
+    may_see(principal, &task, || events.into_iter().map(|event| event.actor).collect())?;
     let lease = call.query_number("lease", 0..=i64::MAX)?.map(Lease);
     let offset = call.query_number("offset", 0..=i64::MAX)?.unwrap_or(0);
     let page = store.read_logs(id, lease, offset).await?;

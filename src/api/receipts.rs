@@ -51,6 +51,7 @@ struct Address {
 }
 
 async fn complete(call: Call, path: Option<String>) -> Answer {
+    call.principal().await?;
     let value = call.json_value()?;
     if value.is_array() {
         return Err(ApiError::bad_request("receipts are taken one at a time; send an object"));

@@ -182,7 +182,7 @@ async fn show(call: Call, id: &str) -> Answer {
     let id = resolve(&call, id).await?;
     let task = current(&call.replica, id).await?;
     let (events, receipts) = tokio::try_join!(store.list_task_events(id), store.list_receipts(id))?;
-    may_see(&principal, &task, || {
+    may_see(principal, &task, || {
         events.iter().map(|event| event.actor.clone()).collect::<Vec<_>>()
     })?;
     let mut body = serde_json::to_value(&task).map_err(|_| ApiError::internal())?;

@@ -56,6 +56,7 @@ struct DequeueBody {
 }
 
 async fn dequeue(call: Call) -> Answer {
+    call.principal().await?;
     let body: DequeueBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
     if !agent.live {
@@ -112,6 +113,7 @@ struct StatusBody {
 }
 
 async fn status(call: Call, id: String) -> Answer {
+    call.principal().await?;
     let body: StatusBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
     if let Some(progress) = &body.progress {
@@ -156,6 +158,7 @@ struct ReleaseBody {
 }
 
 async fn release(call: Call, id: String) -> Answer {
+    call.principal().await?;
     let body: ReleaseBody = call.json()?;
     if let Some(reason) = &body.reason {
         check_text("reason", reason, 2_000)?;

@@ -72,7 +72,7 @@ fn parse_agent_id(text: &str) -> Result<AgentId, crate::model::InvalidAgentId> {
     AgentId::parse(text)
 }
 
-/// What [`run`] needs to know.
+/// What [`run()`] needs to know.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The coordinator; its token enrolls.
@@ -168,7 +168,7 @@ pub async fn run(options: Options, shutdown: &Shutdown) -> Result<(), AgentError
     let drain_wait = options.drain_wait;
     let session = Arc::new(Session::new(options, dir, fleet_id));
     for claim in earlier {
-        session.claims.insert(&Held::new(claim));
+        session.claims.insert(&Held::resumed(claim));
     }
     tokio::select! {
         () = shutdown.triggered() => return Ok(()),

@@ -29,8 +29,17 @@ fn steers(c: char) -> bool {
 
 /// Indented JSON of the same value, escaped so that it, too, cannot steer a terminal.
 pub(crate) fn json(value: &Value) -> String {
+    escape(&format!("{value:#}"))
+}
+
+/// The same on one line.
+pub(crate) fn json_line(value: &Value) -> String {
+    escape(&value.to_string())
+}
+
+fn escape(json: &str) -> String {
     let mut safe = String::new();
-    for c in format!("{value:#}").chars() {
+    for c in json.chars() {
         // Outside strings JSON has no such character but the line feed.
         if steers(c) && c != '\n' {
             let mut units = [0; 2];
@@ -112,6 +121,7 @@ mod tests {
         let text = super::json(&value);
         assert!(!text.chars().any(|c| steers(c) && c != '\n'), "{text}");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+        assert_eq!(json_line(&value).lines().count(), 1);
     }
 
     #[test]

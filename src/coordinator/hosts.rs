@@ -142,9 +142,14 @@ pub(super) async fn run(replica: &Arc<Replica>) {
         let prober = Arc::clone(replica);
         replica.shutdown.spawn(async move {
             while !prober.shutdown.is_triggered() {
+                let (own, at) = (Arc::clone(&prober), host.clone());
+                // In a task of its own: a panic costs one look, not the prober.
+                let looking = tokio::spawn(async move { look(&own, &at).await });
                 tokio::select! {
                     () = prober.shutdown.triggered() => break,
-                    () = look(&prober, &host) => {}
+                    looked = looking => if looked.is_err() {
+                        tracing::error!(host.id = host.host_id, "a probe panicked");
+                    },
                 }
                 let pause = prober.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.2));
                 tokio::select! {

@@ -92,17 +92,19 @@ impl Matchmaker {
 }
 
 impl Place {
-    /// Waits for the answer, at most so long.
+    /// Waits for the answer, at most so long, and not beyond the moment when the replica is told to stop.
     pub async fn answer(&mut self, limit: Duration) -> Answer {
         let Some(mut answer) = self.answer.take() else { return Answer::Nothing };
-        let answered = match tokio::time::timeout(limit, &mut answer).await {
-            Ok(answered) => answered.unwrap_or(Answer::Nothing),
-            Err(_) => {
-                // Out of the queue first: after that nothing more can be handed to this place.
-                self.replica.matchmaker.remove(self.number);
-                answer.try_recv().unwrap_or(Answer::Nothing)
-            }
+        let answered = tokio::select! {
+            answered = &mut answer => Some(answered.unwrap_or(Answer::Nothing)),
+            () = tokio::time::sleep(limit) => None,
+            () = self.replica.shutdown.triggered() => None,
         };
+        let answered = answered.unwrap_or_else(|| {
+            // Out of the queue first: after that nothing more can be handed to this place.
+            self.replica.matchmaker.remove(self.number);
+            answer.try_recv().unwrap_or(Answer::Nothing)
+        });
         if let Answer::Task(task_id, lease) = answered {
             self.taken = Some(HeldLease { task_id, lease, holder: self.session });
         }
@@ -145,10 +147,6 @@ pub(super) async fn run(replica: &Replica) {
             () = replica.wake.matchmaker() => {}
             () = tokio::time::sleep(pause.min(Duration::from_secs(86_400))) => {}
         }
-    }
-    // Waiting polls are answered, so that the listener can close.
-    for waiting in std::mem::take(&mut replica.matchmaker.lock().1) {
-        let _ = waiting.reply.send(Answer::Nothing);
     }
 }
 

@@ -168,11 +168,21 @@ impl Replica {
         Ok(replica)
     }
 
+    /// Starts the loops. One that panics is started again: its state is in the database, and half a replica is none.
     fn spawn_loops(self: &Arc<Self>) {
         macro_rules! spawn {
             ($($run:path),+) => {$({
                 let replica = Arc::clone(self);
-                self.shutdown.spawn(async move { $run(&replica).await });
+                self.shutdown.spawn(async move {
+                    loop {
+                        let own = Arc::clone(&replica);
+                        if tokio::spawn(async move { $run(&own).await }).await.is_ok() {
+                            return;
+                        }
+                        tracing::error!(r#loop = stringify!($run), "a loop panicked and is started again");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                });
             })+};
         }
         spawn!(

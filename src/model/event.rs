@@ -22,6 +22,8 @@ words! {
         Claimed = "claimed",
         /// Another replica follows its run on, under a higher lease; no transition.
         TakenOver = "taken_over",
+        /// Its agent registered anew and works on; no transition.
+        Resumed = "resumed",
         /// An operator reserved it for an agent or host.
         Pinned = "pinned",
         /// The reservation ran out.

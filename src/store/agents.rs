@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::{get, word},
     statement::{
@@ -122,10 +123,7 @@ impl Store {
             return Ok(Err(RegisterRefused::Host));
         }
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
         let ended = END_SESSIONS_OF.rows(&tx, &[&"agent", &agent_id, &"registered anew"]).await?;
         if let Some(known) = LOCK_AGENT.row(&tx, &[&agent_id]).await? {
             let allowed = match credential {
@@ -163,9 +161,7 @@ impl Store {
                 ],
             )
             .await?;
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(Ok(Registered {
             session: SessionId(session),
             replaced: ended.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))).collect(),

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{
@@ -60,12 +61,19 @@ const WAITERS: usize = 64;
 /// At most this many tasks are taken for one host agent in one transaction.
 const SLOTS: i64 = 64;
 
-fn begin_error(source: tokio_postgres::Error) -> StoreError {
-    StoreError::Statement { statement: "begin", source }
+/// In one claim: rows that others have locked are passed over so often.
+const ROUNDS: u32 = 10;
+
+/// How far down the candidates a round begins: the first rows again at first, then, should somebody have locked many in a
+/// row, twice as far down each time.
+fn begins_at(round: u32, candidates: usize, wanted: usize) -> usize {
+    let jump = (1_usize << round.saturating_sub(1)) - 1;
+    jump.min(candidates.saturating_sub(wanted))
 }
 
-fn commit_error(source: tokio_postgres::Error) -> StoreError {
-    StoreError::Statement { statement: "commit", source }
+/// How many candidates a round reads: enough behind those that were lost to others before.
+fn depth(wanted: i64, gone: usize, round: u32) -> i64 {
+    wanted + i64::try_from(gone).unwrap_or(i64::MAX) + (1_i64 << round)
 }
 
 /// Distinct sets of capabilities, and which one each asker has.
@@ -106,7 +114,7 @@ impl Store {
     async fn pull_once(&self, waiters: &[Waiter]) -> Result<PullClaims, StoreError> {
         let mut claims = PullClaims::default();
         let mut client = self.client().await?;
-        let tx = client.transaction().await.map_err(begin_error)?;
+        let tx = begin(&mut client).await?;
         let sessions: Vec<Uuid> = waiters.iter().map(|w| w.session.0).collect();
 
         let locked: HashMap<Uuid, Row> = CLAIM_PULL_1_LOCK
@@ -134,56 +142,70 @@ impl Store {
             None => CapabilitySet::default(),
         }));
         let wanted = i64::try_from(waiters.len()).unwrap_or(i64::MAX);
-        let (p1, p2, p3): (Params<'_>, Params<'_>, Params<'_>) =
-            (&[&ids], &[&agents, &wanted], &[&sets, &wanted]);
-        // Sent together: one round trip.
-        let (held, pinned, ready) = tokio::try_join!(
-            CLAIM_PULL_2_COUNT.rows(&tx, p1),
-            CLAIM_PULL_2_PINNED.rows(&tx, p2),
-            CLAIM_PULL_2_READY.rows(&tx, p3),
-        )?;
-        let mut held: HashMap<Uuid, i64> =
-            held.iter().map(|r| (get(r, "holder"), get(r, "held"))).collect();
-        let ready = by_set(&ready);
+        let mut held: HashMap<Uuid, i64> = HashMap::new();
+        // Tasks that this claim has, or lost to others.
+        let mut gone: HashSet<Uuid> = HashSet::new();
+        let mut served: HashSet<usize> = HashSet::new();
+        for round in 0..ROUNDS {
+            let depth = depth(wanted, gone.len(), round);
+            let (p1, p2, p3): (Params<'_>, Params<'_>, Params<'_>) =
+                (&[&ids], &[&agents, &depth], &[&sets, &depth]);
+            // Sent together: one round trip. What this claim itself took by now is counted, too.
+            let (counted, pinned, ready) = tokio::try_join!(
+                CLAIM_PULL_2_COUNT.rows(&tx, p1),
+                CLAIM_PULL_2_PINNED.rows(&tx, p2),
+                CLAIM_PULL_2_READY.rows(&tx, p3),
+            )?;
+            held.clear();
+            held.extend(counted.iter().map(|r| (get::<Uuid>(r, "holder"), get::<i64>(r, "held"))));
+            let ready = by_set(&ready);
 
-        // (place, task, session, agent), each task at most once
-        let mut taken: HashSet<Uuid> = HashSet::new();
-        let mut pairs: Vec<(usize, Uuid, Uuid, &str)> = Vec::new();
-        for (place, waiter) in waiters.iter().enumerate() {
-            let Some(row) = locked.get(&waiter.session.0) else { continue };
-            let agent: &str = get(row, "agent_id");
-            let held = held.entry(waiter.session.0).or_default();
-            if *held >= i64::from(get::<i32>(row, "max_concurrency")) {
-                continue;
+            // (place, task, session, agent), each task at most once
+            let mut pairs: Vec<(usize, Uuid, Uuid, &str)> = Vec::new();
+            for (place, waiter) in waiters.iter().enumerate() {
+                let Some(row) = locked.get(&waiter.session.0) else { continue };
+                let agent: &str = get(row, "agent_id");
+                let held = held.entry(waiter.session.0).or_default();
+                if served.contains(&place) || *held >= i64::from(get::<i32>(row, "max_concurrency"))
+                {
+                    continue;
+                }
+                let mine = pinned.iter().filter(|p| get::<&str>(p, "pinned_to") == agent);
+                let candidates: Vec<Uuid> = mine
+                    .map(|p| get::<Uuid>(p, "task_id"))
+                    .chain(ready.get(&numbers[place]).into_iter().flatten().copied())
+                    .filter(|task| !gone.contains(task))
+                    .collect();
+                if let Some(&task) = candidates.get(begins_at(round, candidates.len(), 1)) {
+                    gone.insert(task);
+                    *held += 1;
+                    pairs.push((place, task, waiter.session.0, agent));
+                }
             }
-            let mine = pinned.iter().filter(|p| get::<&str>(p, "pinned_to") == agent);
-            let candidate = mine
-                .map(|p| get::<Uuid>(p, "task_id"))
-                .chain(ready.get(&numbers[place]).into_iter().flatten().copied())
-                .find(|task| !taken.contains(task));
-            if let Some(task) = candidate {
-                taken.insert(task);
-                *held += 1;
-                pairs.push((place, task, waiter.session.0, agent));
+            if pairs.is_empty() {
+                break;
+            }
+
+            let tasks: Vec<Uuid> = pairs.iter().map(|p| p.1).collect();
+            let holders: Vec<Uuid> = pairs.iter().map(|p| p.2).collect();
+            let names: Vec<&str> = pairs.iter().map(|p| p.3).collect();
+            let rows = CLAIM_PULL_3_TAKE.rows(&tx, &[&tasks, &holders, &names]).await?;
+            for row in &rows {
+                let task: Uuid = get(row, "task_id");
+                if let Some((place, ..)) = pairs.iter().find(|p| p.1 == task) {
+                    served.insert(*place);
+                    claims.claimed.push((*place, TaskId(task), Lease(get(row, "lease"))));
+                }
+            }
+            let complete = rows.len() == pairs.len();
+            claims.shortfall |= !complete;
+            if complete {
+                break;
             }
         }
-        if pairs.is_empty() {
-            return Ok(claims);
+        if !claims.claimed.is_empty() {
+            commit(tx).await?;
         }
-
-        let tasks: Vec<Uuid> = pairs.iter().map(|p| p.1).collect();
-        let holders: Vec<Uuid> = pairs.iter().map(|p| p.2).collect();
-        let names: Vec<&str> = pairs.iter().map(|p| p.3).collect();
-        let rows = CLAIM_PULL_3_TAKE.rows(&tx, &[&tasks, &holders, &names]).await?;
-        tx.commit().await.map_err(commit_error)?;
-
-        for row in &rows {
-            let task: Uuid = get(row, "task_id");
-            if let Some((place, ..)) = pairs.iter().find(|p| p.1 == task) {
-                claims.claimed.push((*place, TaskId(task), Lease(get(row, "lease"))));
-            }
-        }
-        claims.shortfall |= rows.len() < pairs.len();
         Ok(claims)
     }
 
@@ -233,7 +255,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<(Vec<PushClaim>, bool), StoreError> {
         let mut client = self.client().await?;
-        let tx = client.transaction().await.map_err(begin_error)?;
+        let tx = begin(&mut client).await?;
         let ids: Vec<i64> = reachable.iter().map(|id| id.0).collect();
         let locked = CLAIM_PUSH_1_LOCK.rows(&tx, &[&ids, &session.0]).await?;
         if locked.is_empty() {
@@ -253,58 +275,67 @@ impl Store {
         );
         // Two host agents with one set must find enough for both.
         let wanted = SLOTS * i64::try_from(locked.len()).unwrap_or(1).min(8);
-        let (p1, p2, p3): (Params<'_>, Params<'_>, Params<'_>) =
-            (&[&ids], &[&names, &wanted], &[&sets, &wanted]);
-        let (held, pinned, ready) = tokio::try_join!(
-            CLAIM_PUSH_2_COUNT.rows(&tx, p1),
-            CLAIM_PUSH_2_PINNED.rows(&tx, p2),
-            CLAIM_PUSH_2_READY.rows(&tx, p3),
-        )?;
-        let held: HashMap<i64, i64> =
-            held.iter().map(|r| (get(r, "host_agent_id"), get(r, "held"))).collect();
-        let ready = by_set(&ready);
+        let mut claims: Vec<PushClaim> = Vec::new();
+        // Tasks that this claim has, or lost to others.
+        let mut gone: HashSet<Uuid> = HashSet::new();
+        let mut shortfall = false;
+        for round in 0..ROUNDS {
+            let depth = depth(wanted, gone.len(), round);
+            let (p1, p2, p3): (Params<'_>, Params<'_>, Params<'_>) =
+                (&[&ids], &[&names, &depth], &[&sets, &depth]);
+            let (held, pinned, ready) = tokio::try_join!(
+                CLAIM_PUSH_2_COUNT.rows(&tx, p1),
+                CLAIM_PUSH_2_PINNED.rows(&tx, p2),
+                CLAIM_PUSH_2_READY.rows(&tx, p3),
+            )?;
+            let held: HashMap<i64, i64> =
+                held.iter().map(|r| (get(r, "host_agent_id"), get(r, "held"))).collect();
+            let ready = by_set(&ready);
 
-        let mut taken: HashSet<Uuid> = HashSet::new();
-        let mut pairs: Vec<(Uuid, i64)> = Vec::new();
-        for (place, row) in locked.iter().enumerate() {
-            let host_agent: i64 = get(row, "host_agent_id");
-            let free = i64::from(get::<i32>(row, "max_concurrency"))
-                - held.get(&host_agent).copied().unwrap_or(0);
-            let mine = pinned
-                .iter()
-                .filter(|pin| pin_fits(pin, row))
-                .map(|pin| get::<Uuid>(pin, "task_id"));
-            let ready = ready.get(&numbers[place]).into_iter().flatten().copied();
-            let mut left = free.min(SLOTS);
-            for task in mine.chain(ready) {
-                if left <= 0 {
-                    break;
-                }
-                if taken.insert(task) {
+            let mut pairs: Vec<(Uuid, i64)> = Vec::new();
+            for (place, row) in locked.iter().enumerate() {
+                let host_agent: i64 = get(row, "host_agent_id");
+                let free = i64::from(get::<i32>(row, "max_concurrency"))
+                    - held.get(&host_agent).copied().unwrap_or(0);
+                let left = usize::try_from(free.clamp(0, SLOTS)).unwrap_or(0);
+                let mine = pinned
+                    .iter()
+                    .filter(|pin| pin_fits(pin, row))
+                    .map(|pin| get::<Uuid>(pin, "task_id"));
+                let ready = ready.get(&numbers[place]).into_iter().flatten().copied();
+                let candidates: Vec<Uuid> =
+                    mine.chain(ready).filter(|task| !gone.contains(task)).collect();
+                let begin = begins_at(round, candidates.len(), left);
+                for task in candidates.into_iter().skip(begin).take(left) {
+                    gone.insert(task);
                     pairs.push((task, host_agent));
-                    left -= 1;
                 }
             }
-        }
-        if pairs.is_empty() {
-            return Ok((Vec::new(), false));
-        }
+            if pairs.is_empty() {
+                break;
+            }
 
-        let tasks: Vec<Uuid> = pairs.iter().map(|p| p.0).collect();
-        let slots: Vec<i64> = pairs.iter().map(|p| p.1).collect();
-        let rows =
-            CLAIM_PUSH_3_TAKE.rows(&tx, &[&tasks, &slots, &session.0, &actor.to_string()]).await?;
-        tx.commit().await.map_err(commit_error)?;
-        let claims = rows
-            .iter()
-            .map(|row| PushClaim {
+            let tasks: Vec<Uuid> = pairs.iter().map(|p| p.0).collect();
+            let slots: Vec<i64> = pairs.iter().map(|p| p.1).collect();
+            let rows = CLAIM_PUSH_3_TAKE
+                .rows(&tx, &[&tasks, &slots, &session.0, &actor.to_string()])
+                .await?;
+            claims.extend(rows.iter().map(|row| PushClaim {
                 task_id: TaskId(get::<Uuid>(row, "task_id")),
                 lease: Lease(get(row, "lease")),
                 session,
                 host_agent: HostAgentId(get(row, "host_agent_id")),
-            })
-            .collect();
-        Ok((claims, rows.len() < pairs.len()))
+            }));
+            let complete = rows.len() == pairs.len();
+            shortfall |= !complete;
+            if complete {
+                break;
+            }
+        }
+        if !claims.is_empty() {
+            commit(tx).await?;
+        }
+        Ok((claims, shortfall))
     }
 }
 

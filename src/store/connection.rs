@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts, Transaction,
+};
 use tokio_postgres::{Config, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -102,6 +104,19 @@ impl Store {
     pub fn close(&self) {
         self.pool.close();
     }
+}
+
+/// Begins a transaction.
+pub(super) async fn begin(client: &mut Object) -> Result<Transaction<'_>, StoreError> {
+    client
+        .transaction()
+        .await
+        .map_err(|source| StoreError::Statement { statement: "begin", source })
+}
+
+/// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
+pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
+    tx.commit().await.map_err(|source| StoreError::Statement { statement: "commit", source })
 }
 
 fn session_config(url: &Secret, replica_id: &str) -> Result<Config, StoreError> {

@@ -8,11 +8,12 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{
         FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, INSERT_IDEMPOTENCY_KEY, INSERT_TASKS,
-        INTERN_LANES, SET_IDEMPOTENCY_TASKS,
+        INTERN_LANES, MAKE_TASK_IDS, SET_IDEMPOTENCY_TASKS,
     },
 };
 use crate::model::{Actor, ExecutionMode, Priority, Repo, Source, TaskId};
@@ -21,6 +22,8 @@ use crate::model::{Actor, ExecutionMode, Priority, Repo, Source, TaskId};
 #[derive(Debug, Clone, Serialize)]
 #[expect(missing_docs, reason = "the fields are the task's")]
 pub struct NewTask {
+    /// Stands in [`Identified`], where it is never null.
+    #[serde(skip)]
     pub key: Option<String>,
     pub source: Source,
     pub title: String,
@@ -48,6 +51,7 @@ impl NewTask {
     /// Tells a repeated request from another one with the same key. The source does not count.
     pub fn request_hash(&self) -> [u8; 32] {
         let mut value = serde_json::to_value(self).unwrap_or_default();
+        value["key"] = self.key.clone().into();
         if let Some(map) = value.as_object_mut() {
             map.remove("source");
         }
@@ -69,20 +73,45 @@ pub enum Created {
     },
 }
 
-/// Inserts those whose key is free; answers each with its place in the request.
+/// A task with the id that it will have.
+#[derive(Debug, Serialize)]
+pub(super) struct Identified<'a> {
+    task_id: TaskId,
+    key: String,
+    request_hash: String,
+    #[serde(flatten)]
+    task: &'a NewTask,
+}
+
+impl<'a> Identified<'a> {
+    /// A task that nobody named is named by its id.
+    pub(super) fn new(task_id: TaskId, task: &'a NewTask) -> Self {
+        Self {
+            task_id,
+            key: task.key.clone().unwrap_or_else(|| task_id.to_string()),
+            request_hash: hex::encode(task.request_hash()),
+            task,
+        }
+    }
+}
+
+/// Ids for tasks that are to be made.
+pub(super) async fn make_ids<C: GenericClient>(
+    client: &C,
+    count: usize,
+) -> Result<Vec<TaskId>, StoreError> {
+    let count = i32::try_from(count).unwrap_or(i32::MAX);
+    let rows = MAKE_TASK_IDS.rows(client, &[&count]).await?;
+    Ok(rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect())
+}
+
+/// Inserts those whose key is free; answers which those are, in the order of the request.
 pub(super) async fn insert<C: GenericClient>(
     client: &C,
-    tasks: &[NewTask],
+    tasks: &[Identified<'_>],
     actor: &Actor,
 ) -> Result<Vec<TaskId>, StoreError> {
-    let rows: serde_json::Value = tasks
-        .iter()
-        .map(|task| {
-            let mut row = serde_json::to_value(task).unwrap_or_default();
-            row["request_hash"] = hex::encode(task.request_hash()).into();
-            row
-        })
-        .collect();
+    let rows = serde_json::json!(tasks);
     let rows = INSERT_TASKS.rows(client, &[&rows, &actor.to_string()]).await?;
     Ok(rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect())
 }
@@ -107,25 +136,25 @@ impl Store {
         actor: &Actor,
     ) -> Result<Created, StoreError> {
         self.intern_lanes(tasks.iter().map(|t| t.capabilities.as_slice())).await?;
-        retry!(self.create_once(tasks, idempotency_key, actor).await)
+        let ids = make_ids(&self.client().await?, tasks.len()).await?;
+        let rows: Vec<Identified<'_>> =
+            ids.into_iter().zip(tasks).map(|(id, task)| Identified::new(id, task)).collect();
+        retry!(self.create_once(&rows, idempotency_key, actor).await)
     }
 
     async fn create_once(
         &self,
-        tasks: &[NewTask],
+        tasks: &[Identified<'_>],
         idempotency_key: Option<&str>,
         actor: &Actor,
     ) -> Result<Created, StoreError> {
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
 
         if let Some(key) = idempotency_key {
             let mut hasher = Sha256::new();
             for task in tasks {
-                hasher.update(task.request_hash());
+                hasher.update(&task.request_hash);
             }
             let hash = hasher.finalize().to_vec();
             if INSERT_IDEMPOTENCY_KEY.run(&tx, &[&key, &hash]).await? == 0 {
@@ -143,6 +172,8 @@ impl Store {
             Created::New(inserted)
         } else {
             match existing(&tx, tasks, &inserted).await? {
+                // Without a name from the client it can only be this very call, tried again after an unknown outcome.
+                Ok(ids) if tasks.iter().all(|t| t.task.key.is_none()) => Created::New(ids),
                 Ok(ids) => Created::Repeated(ids),
                 // All or none: the transaction ends without a commit.
                 Err(key) => return Ok(Created::Conflict { key }),
@@ -153,9 +184,7 @@ impl Store {
             let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
             SET_IDEMPOTENCY_TASKS.run(&tx, &[&key, &ids]).await?;
         }
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(created)
     }
 }
@@ -164,20 +193,20 @@ impl Store {
 /// first key that stands in the way.
 async fn existing<C: GenericClient>(
     client: &C,
-    tasks: &[NewTask],
+    tasks: &[Identified<'_>],
     inserted: &[TaskId],
 ) -> Result<Result<Vec<TaskId>, String>, StoreError> {
-    let keys: Vec<&str> = tasks.iter().filter_map(|t| t.key.as_deref()).collect();
+    let keys: Vec<&str> = tasks.iter().map(|t| t.key.as_str()).collect();
     let rows = FIND_TASKS_BY_KEY.rows(client, &[&keys]).await?;
     let mut ids = Vec::with_capacity(tasks.len());
     for task in tasks {
-        let Some(key) = &task.key else { continue };
-        let Some(row) = rows.iter().find(|r| get::<&str>(r, "key") == key) else { continue };
-        let same = get::<Option<&[u8]>>(row, "request_hash") == Some(&task.request_hash()[..]);
+        let Some(row) = rows.iter().find(|r| get::<&str>(r, "key") == task.key) else { continue };
+        let same = get::<Option<&[u8]>>(row, "request_hash").map(hex::encode)
+            == Some(task.request_hash.clone());
         let id = TaskId(get::<Uuid>(row, "task_id"));
         // Where some are new, what existed before is in the way, whatever made it.
         if !same || (!inserted.is_empty() && !inserted.contains(&id)) {
-            return Ok(Err(key.clone()));
+            return Ok(Err(task.key.clone()));
         }
         ids.push(id);
     }

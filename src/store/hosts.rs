@@ -2,6 +2,7 @@
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::{self, get, word},
     statement::{
@@ -64,10 +65,7 @@ impl Store {
         let mut hosts: Vec<&config::Host> = listing.hosts.iter().collect();
         hosts.sort_by(|a, b| a.host_id.cmp(&b.host_id));
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
         let mut listed = Vec::new();
         for host in hosts {
             let machine = host.is_local().then_some(listing.machine);
@@ -104,9 +102,7 @@ impl Store {
             });
         }
         SET_HOSTS_LISTED.run(&tx, &[&listing.replica_id, &listing.session.0]).await?;
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(listed)
     }
 

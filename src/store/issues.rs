@@ -4,7 +4,9 @@ use deadpool_postgres::GenericClient;
 use uuid::Uuid;
 
 use super::{
-    NewTask, Store, StoreError, create,
+    NewTask, Store, StoreError,
+    connection::{begin, commit},
+    create::{self, Identified},
     error::retry,
     rows::{self, get, word},
     statement::{
@@ -90,10 +92,7 @@ impl Store {
         defaults: IssueDefaults,
     ) -> Result<IssueOutcome, StoreError> {
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
         let hash = &delivery.body_hash[..];
         let id = &delivery.delivery_id;
         let first =
@@ -143,9 +142,7 @@ impl Store {
                 &[id, &outcome.result.as_str(), &outcome.task_id.map(|t| t.0), &outcome.reason],
             )
             .await?;
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(outcome)
     }
 
@@ -283,7 +280,11 @@ async fn create_task<C: GenericClient>(
         issue_open: Some(issue.open),
     };
     let actor = Actor::Forge(issue.sender.clone());
-    match create::insert(client, std::slice::from_ref(&task), &actor).await?.pop() {
+    let id = create::make_ids(client, 1)
+        .await?
+        .pop()
+        .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
+    match create::insert(client, &[Identified::new(id, &task)], &actor).await?.pop() {
         Some(task_id) => Ok(IssueOutcome {
             result: DeliveryResult::Created,
             task_id: Some(task_id),

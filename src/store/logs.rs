@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::{
     HeldLease, Refusal, Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{APPEND_LOG, FIND_LOG_LEASE, LOCK_LEASE, READ_LOGS},
@@ -70,10 +71,7 @@ impl Store {
         data: &[u8],
     ) -> Result<Appended, StoreError> {
         let mut client = self.client().await?;
-        let tx = client
-            .transaction()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+        let tx = begin(&mut client).await?;
         let Some(row) = LOCK_LEASE.row(&tx, &[&held.task_id.0]).await? else {
             return Ok(Appended::Refused(Refusal::Missing));
         };
@@ -86,9 +84,7 @@ impl Store {
         let params: super::statement::Params<'_> =
             &[&held.task_id.0, &held.lease.0, &attempt, &offset, &data];
         let next: i64 = get(&APPEND_LOG.one(&tx, params).await?, "next");
-        tx.commit()
-            .await
-            .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+        commit(tx).await?;
         Ok(match offset.cmp(&next) {
             std::cmp::Ordering::Equal => {
                 Appended::Stored(next + i64::try_from(data.len()).unwrap_or(i64::MAX))

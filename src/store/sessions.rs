@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{
@@ -44,10 +45,7 @@ impl Store {
         retry!(
             async {
                 let mut client = self.client().await?;
-                let tx = client
-                    .transaction()
-                    .await
-                    .map_err(|source| StoreError::Statement { statement: "begin", source })?;
+                let tx = begin(&mut client).await?;
                 END_SESSIONS_OF.run(&tx, &[&"replica", &replica_id, &"booted again"]).await?;
                 let row =
                     BEGIN_SESSION.one(&tx, &[&"replica", &replica_id, &ttl.as_secs_f64()]).await?;
@@ -56,9 +54,7 @@ impl Store {
                 UPSERT_REPLICA
                     .run(&tx, &[&replica_id, &session, &hostname, &version, &machine])
                     .await?;
-                tx.commit()
-                    .await
-                    .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+                commit(tx).await?;
                 Ok(SessionId(session))
             }
             .await

@@ -72,7 +72,8 @@ fn dependencies_point_one_way() {
         &["model"],
     ];
     let rank = |room: &str| order.iter().position(|rooms| rooms.contains(&room));
-    for (name, code) in files() {
+    // Tests may look from above.
+    for (name, code) in files().into_iter().filter(|(name, _)| !name.ends_with("tests.rs")) {
         let own = rank(room(&name)).unwrap_or_else(|| panic!("src/{name} is in no room"));
         for rooms in &order[..own] {
             for other in *rooms {

@@ -4,11 +4,20 @@
 
 mod agent_worker;
 mod architecture;
+mod bad_input;
+mod claims;
 mod client_commands;
 mod deliveries;
 mod dev_demo;
+mod dispatch;
+mod execution;
 mod execution;
 mod issues;
+mod lanes;
+mod liveness;
+mod phase2;
+mod pins;
+mod schema;
 mod serve_process;
 mod ssh_faults;
 mod ssh_runs;

@@ -41,13 +41,25 @@ pub(super) struct Held {
     pub(super) claim: Claim,
     /// The present lease; a registration that resumes may answer another one.
     lease: AtomicI64,
+    /// An earlier process of this agent claimed it.
+    pub(super) is_resumed: bool,
     stop: watch::Sender<Option<Stop>>,
 }
 
 impl Held {
+    /// A claim that was just made.
     pub(super) fn new(claim: Claim) -> Arc<Self> {
+        Self::of(claim, false)
+    }
+
+    /// A claim that an earlier process of this agent left on disk.
+    pub(super) fn resumed(claim: Claim) -> Arc<Self> {
+        Self::of(claim, true)
+    }
+
+    fn of(claim: Claim, is_resumed: bool) -> Arc<Self> {
         let lease = AtomicI64::new(claim.run_lease.0);
-        Arc::new(Self { claim, lease, stop: watch::Sender::new(None) })
+        Arc::new(Self { claim, lease, is_resumed, stop: watch::Sender::new(None) })
     }
 
     pub(super) fn task_id(&self) -> TaskId {

@@ -10,6 +10,7 @@ use super::{
     claims::Held,
     session::{CallError, Session},
 };
+use crate::model::Lease;
 
 /// Bytes of one call; with every character escaped it stays far below the coordinator's 5 MiB.
 const PIECE: usize = 256 << 10;
@@ -25,6 +26,8 @@ pub(super) struct Output {
     waiting: String,
     /// Where `waiting` begins.
     offset: u64,
+    /// Under which `offset` counts.
+    lease: Lease,
     /// Set when nothing more is sent.
     given_up: bool,
 }
@@ -64,12 +67,17 @@ impl Output {
     /// Sends what waits. Trouble never ends the run: what cannot be sent now is sent later or, in the end, not at all.
     pub(super) async fn send(&mut self, session: &Session, held: &Arc<Held>) {
         while !self.given_up && !self.waiting.is_empty() {
+            if self.lease != held.lease() {
+                // Each lease has an output of its own, counted from its start.
+                self.lease = held.lease();
+                self.offset = 0;
+            }
             let piece = &self.waiting[..self.waiting.floor_char_boundary(PIECE)];
             let path = format!("/api/v1/tasks/{}/logs", held.task_id());
             let answer: Result<Option<Stored>, _> = session
                 .call(|client| {
                     let body = json!({
-                        "agent_id": session.options.agent_id, "lease": held.lease(), "offset": self.offset,
+                        "agent_id": session.options.agent_id, "lease": self.lease, "offset": self.offset,
                         "data": piece,
                     });
                     client.request(Method::POST, &path).json(&body)

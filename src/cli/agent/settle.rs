@@ -28,6 +28,8 @@ pub(super) async fn report_running(session: &Session, held: &Arc<Held>) -> bool 
     match told {
         Ok(_) => true,
         Err(CallError::GivenUp | CallError::Refused(_)) => false,
+        // Its pull request may already wait for review; the lease holds until the receipt.
+        Err(CallError::Client(error)) if held.is_resumed && error.status() == Some(400) => true,
         Err(CallError::Client(error)) => {
             session.lose(held, &format!("`running` was answered with: {error}"));
             false

@@ -1,9 +1,14 @@
 #!/bin/sh
 # Stands in for a coding agent's CLI in `agent-fleet dev`: reads its prompt, prints a few lines, changes nothing.
-IFS= read -r first || first='(an empty prompt)'
-cat >/dev/null
+goal='nothing'
+while IFS= read -r line; do
+    case $line in
+        '' | '#'*) ;;
+        *) [ "$goal" != nothing ] || goal=$line ;;
+    esac
+done
 echo "demo: attempt ${AGENT_FLEET_ATTEMPT:-?} of ${AGENT_FLEET_TASK_KEY:-a task} in $(pwd)"
-echo "demo: the prompt begins: $first"
+echo "demo: the goal is: $goal"
 for step in reading thinking writing; do
     echo "demo: $step ..."
     sleep 1

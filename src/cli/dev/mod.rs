@@ -39,7 +39,7 @@ where
     S: AsyncFnOnce(Config, Shutdown) -> Outcome,
 {
     if config.log.level == "info" {
-        // The story is what is to be read.
+        // The story is what is to be read. warp calls it an error when the agent hangs up at the end.
         config.log.level = "warn".to_owned();
     }
     crate::telemetry::init(&config.log)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Client, Outcome, path_of};
-use crate::cli::terminal::{json as json_text, print, printable};
+use crate::cli::terminal::{json_line, print, printable};
 
 /// How long to wait for more.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub(super) async fn run(client: &Client, args: &Args, as_json: bool) -> Outcome 
         let items = crate::cli::list::items(&page);
         for item in items {
             if as_json {
-                print(&(json_text(item).replace('\n', "") + "\n"))?;
+                print(&(json_line(item) + "\n"))?;
             } else {
                 print(&printable(item["data"].as_str().unwrap_or_default()))?;
             }

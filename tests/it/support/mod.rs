@@ -1,6 +1,8 @@
 //! What the tests stand on: real servers, made for the run.
 
 pub(crate) mod db;
+pub(crate) mod faults;
+pub(crate) mod fleet;
 pub(crate) mod forge;
 pub(crate) mod host;
 pub(crate) mod node;
