@@ -2,13 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod agent_worker;
 mod architecture;
 mod bad_input;
 mod claims;
+mod client_commands;
 mod credentials;
+mod deliveries;
+mod dev_demo;
 mod dispatch;
 mod execution;
 mod interleavings;
+mod issues;
 mod lanes;
 mod leases;
 mod liveness;
@@ -16,7 +21,12 @@ mod phase2;
 mod pins;
 mod races;
 mod schema;
+mod serve_process;
+mod ssh_faults;
+mod ssh_runs;
 mod statements;
 mod support;
+mod takeover;
 mod vanished;
 mod wake;
+mod webhook;

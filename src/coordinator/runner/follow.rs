@@ -131,12 +131,15 @@ impl Attempt {
             Beat::Output { offset, data } => {
                 lock(watch).away = false;
                 if self.store_output(offset, &data).await? {
-                    let mut watch = lock(watch);
-                    watch.parser.feed(&data);
-                    if watch.parser.is_done() && watch.done_at.is_none() {
-                        watch.done_at = Some(Instant::now());
+                    {
+                        let mut watch = lock(watch);
+                        watch.parser.feed(&data);
+                        if watch.parser.is_done() && watch.done_at.is_none() {
+                            watch.done_at = Some(Instant::now());
+                        }
                     }
-                    None
+                    // A run that always has something to say has no quiet moment to look in.
+                    self.look(watch).await?
                 } else {
                     Some(Stop::LeaseGone)
                 }

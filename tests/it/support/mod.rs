@@ -3,7 +3,10 @@
 pub(crate) mod db;
 pub(crate) mod faults;
 pub(crate) mod fleet;
+pub(crate) mod forge;
+pub(crate) mod host;
 pub(crate) mod node;
+pub(crate) mod program;
 pub(crate) mod sshd;
 
 use std::time::Duration;

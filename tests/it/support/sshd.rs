@@ -43,25 +43,8 @@ impl Sshd {
             );
             fs::write(path("conf"), config).unwrap();
             let _ = fs::create_dir_all("/run/sshd");
-            let log = fs::File::create(path("log")).unwrap();
-            let mut child = Command::new("/usr/sbin/sshd")
-                .args(["-D", "-e", "-f"])
-                .arg(path("conf"))
-                .args(["-p", &port.to_string()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log)
-                .spawn()
-                .expect("/usr/sbin/sshd is needed for the tests");
-            let listens = eventually("sshd listens or ends", async || {
-                if child.try_wait().unwrap().is_some() {
-                    return Some(false);
-                }
-                let said = fs::read_to_string(path("log")).unwrap();
-                said.contains("Server listening on").then_some(true)
-            })
-            .await;
-            if listens {
+            let mut child = spawn(dir.path(), port);
+            if listens(&mut child, dir.path()).await {
                 write_known_hosts(&path("known_hosts"), port, &path("host_key.pub"));
                 write_known_hosts(&path("wrong_hosts"), port, &path("other_key.pub"));
                 fs::write(path("no_hosts"), "").unwrap();
@@ -69,6 +52,25 @@ impl Sshd {
             }
         }
         panic!("sshd does not start: {}", fs::read_to_string(path("log")).unwrap());
+    }
+
+    /// Ends the server and every connection to it; what they started on the host lives on.
+    pub(crate) fn stop(&mut self) {
+        let listener = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{listener}/task/{listener}/children"));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Each connection has a process of its own, a child of the listener.
+        for pid in children.unwrap_or_default().split_whitespace() {
+            let _ = Command::new("kill").args(["-KILL", pid]).status();
+        }
+    }
+
+    /// Starts it again after [`Self::stop`], on the same port with the same keys.
+    pub(crate) async fn start_again(&mut self) {
+        self.child = spawn(self.dir.path(), self.port);
+        let listens = listens(&mut self.child, self.dir.path()).await;
+        assert!(listens, "{}", fs::read_to_string(self.file("log")).unwrap());
     }
 
     /// A file made for this server: `user_key`, `other_key`, `known_hosts`, `wrong_hosts`, `no_hosts`, `ctl`.
@@ -107,6 +109,30 @@ impl Drop for Sshd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn spawn(dir: &Path, port: u16) -> Child {
+    Command::new("/usr/sbin/sshd")
+        .args(["-D", "-e", "-f"])
+        .arg(dir.join("conf"))
+        .args(["-p", &port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(dir.join("log")).unwrap())
+        .spawn()
+        .expect("/usr/sbin/sshd is needed for the tests")
+}
+
+/// Waits until it listens; false when it ends instead.
+async fn listens(child: &mut Child, dir: &Path) -> bool {
+    eventually("sshd listens or ends", async || {
+        if child.try_wait().unwrap().is_some() {
+            return Some(false);
+        }
+        let said = fs::read_to_string(dir.join("log")).unwrap();
+        said.contains("Server listening on").then_some(true)
+    })
+    .await
 }
 
 fn key(path: &Path) {

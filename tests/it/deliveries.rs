@@ -1,0 +1,192 @@
+//! Deliveries come twice, at once, and in any order.
+
+use std::sync::Arc;
+
+use rand::seq::SliceRandom as _;
+use serde_json::{Value, json};
+use tokio::{sync::Barrier, task::JoinSet};
+
+use crate::support::{
+    db::Db,
+    forge::{Delivery, Issue},
+    node::Node,
+};
+
+/// Two replicas on one database.
+async fn replicas() -> (Db, [Arc<Node>; 2]) {
+    let db = Db::new().await;
+    let nodes = [Node::start(&db, "a", "").await, Node::start(&db, "b", "").await];
+    (db, nodes.map(Arc::new))
+}
+
+async fn end(db: Db, nodes: [Arc<Node>; 2]) {
+    db.check_history().await;
+    for node in nodes {
+        Arc::into_inner(node).unwrap().stop().await;
+    }
+}
+
+/// Sends all at the same moment, one after the other to each replica; the results in their order.
+async fn at_once(nodes: &[Arc<Node>; 2], deliveries: &[Delivery]) -> Vec<Value> {
+    let barrier = Arc::new(Barrier::new(deliveries.len()));
+    let mut sending = JoinSet::new();
+    for (place, delivery) in deliveries.iter().cloned().enumerate() {
+        let (node, barrier) = (Arc::clone(&nodes[place % 2]), Arc::clone(&barrier));
+        sending.spawn(async move {
+            barrier.wait().await;
+            (place, delivery.send(&node).await)
+        });
+    }
+    let mut replies = sending.join_all().await;
+    replies.sort_by_key(|(place, _)| *place);
+    replies.into_iter().map(|(_, reply)| reply).collect()
+}
+
+fn count(replies: &[Value], result: &str) -> usize {
+    replies.iter().filter(|reply| reply["result"] == result).count()
+}
+
+#[tokio::test]
+async fn the_same_delivery_at_two_replicas_at_once_makes_one_task() {
+    let (db, nodes) = replicas().await;
+    for number in 1..=10 {
+        let delivery = Issue::new(number).delivery("opened");
+        let replies = at_once(&nodes, &vec![delivery; 4]).await;
+        assert_eq!((count(&replies, "created"), count(&replies, "duplicate")), (1, 3));
+        assert!(replies.iter().all(|r| r["task_id"] == replies[0]["task_id"]), "{replies:?}");
+    }
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 10);
+    assert_eq!(db.count("select count(*) from fleet.task_events").await, 10);
+    end(db, nodes).await;
+}
+
+#[tokio::test]
+async fn the_burst_of_opening_makes_one_task() {
+    let (db, nodes) = replicas().await;
+    for number in 1..=10 {
+        // An issue opened with labels: both within the same moment, with the same labels.
+        let issue = Issue::new(number);
+        let burst = [issue.delivery("opened"), issue.delivery("label_updated")];
+        let replies = at_once(&nodes, &burst).await;
+        assert_eq!(count(&replies, "created"), 1, "{replies:?}");
+        let task = nodes[0].task(&issue.key()).await;
+        assert_eq!((&task["status"], &task["lease"]), (&json!("created"), &json!(0)));
+        let made: Vec<&Value> =
+            task["events"].as_array().unwrap().iter().filter(|e| e["type"] == "created").collect();
+        assert_eq!(made.len(), 1, "{task}");
+    }
+    end(db, nodes).await;
+}
+
+#[tokio::test]
+async fn a_replay_under_a_new_id_changes_nothing() {
+    let (db, nodes) = replicas().await;
+    let node = &nodes[0];
+    let issue = Issue::new(42);
+    let opened = issue.delivery("opened");
+    opened.send(node).await;
+    assert_eq!(opened.replayed().send(&nodes[1]).await["result"], "duplicate");
+    let closed = issue.closed(None).at(1).delivery("closed");
+    closed.send(node).await;
+    node.must("/api/v1/tasks/org%2Frepo%2342/retry", json!({})).await;
+    // The closing is an old story by now; so is the opening.
+    for old in [closed.replayed(), opened.replayed(), closed, opened] {
+        let result = old.send(node).await["result"].clone();
+        assert!(result == "duplicate" || result == "ignored", "{result}");
+        assert_eq!(node.task("org/repo#42").await["status"], "created");
+    }
+    end(db, nodes).await;
+}
+
+#[tokio::test]
+async fn an_older_state_is_ignored_and_within_a_second_the_last_delivered_wins() {
+    let (db, nodes) = replicas().await;
+    let node = &nodes[0];
+    let issue = Issue::new(42);
+    issue.clone().title("ten").at(10).send("edited", node).await;
+    let late = issue.clone().title("five").at(5).send("edited", node).await;
+    assert_eq!(late["result"], "ignored");
+    assert_eq!(node.task("org/repo#42").await["title"], "ten");
+    for title in ["ten again", "ten for the last time"] {
+        let same_second = issue.clone().title(title).at(10).send("edited", node).await;
+        assert_eq!(same_second["result"], "updated");
+        assert_eq!(node.task("org/repo#42").await["title"], title);
+    }
+    end(db, nodes).await;
+}
+
+/// An issue's life; each state in a second of its own.
+fn history(number: i64) -> Vec<Delivery> {
+    let issue = Issue::new(number).title("first");
+    let second = issue.clone().title("second").labels(&["agent/code", "bug"]);
+    let third = second.clone().labels(&["agent/docs", "priority/low"]);
+    vec![
+        issue.at(0).delivery("opened"),
+        second.clone().at(1).delivery("edited"),
+        second.clone().labels(&["bug"]).at(2).delivery("label_updated"),
+        third.clone().at(3).delivery("label_updated"),
+        third.clone().closed(None).at(4).delivery("closed"),
+        third.clone().open().at(5).delivery("reopened"),
+        third.clone().closed(Some("abc")).at(6).delivery("closed"),
+        third.clone().open().at(7).delivery("reopened"),
+        third.clone().title("third").at(8).delivery("edited"),
+        third
+            .title("last")
+            .labels(&["agent/docs", "agent/code", "p"])
+            .at(9)
+            .delivery("label_updated"),
+    ]
+}
+
+/// What must be the same whatever the order was.
+fn standing(task: &Value) -> Value {
+    let fields =
+        ["status", "title", "body", "labels", "capabilities", "priority", "execution_mode"];
+    fields.into_iter().map(|field| (field.to_owned(), task[field].clone())).collect()
+}
+
+#[tokio::test]
+async fn any_order_with_duplicates_ends_where_the_right_order_does() {
+    let (db, nodes) = replicas().await;
+    for delivery in history(1) {
+        delivery.send(&nodes[0]).await;
+    }
+    let expected = standing(&nodes[0].task("org/repo#1").await);
+    assert_eq!((&expected["status"], &expected["title"]), (&json!("created"), &json!("last")));
+    for number in 2..=31 {
+        let mut deliveries = history(number);
+        let twice: Vec<Delivery> = deliveries.iter().step_by(2).cloned().collect();
+        let replayed: Vec<Delivery> =
+            deliveries.iter().step_by(3).map(Delivery::replayed).collect();
+        deliveries.extend(twice);
+        deliveries.extend(replayed);
+        deliveries.shuffle(&mut rand::rng());
+        let order: Vec<String> = deliveries.iter().map(|d| d.id.clone()).collect();
+        if number <= 16 {
+            for (place, delivery) in deliveries.iter().enumerate() {
+                delivery.send(&nodes[place % 2]).await;
+            }
+        } else {
+            at_once(&nodes, &deliveries).await;
+        }
+        let task = nodes[0].task(&format!("org/repo#{number}")).await;
+        assert_eq!(standing(&task), expected, "{order:?}");
+    }
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 31);
+    end(db, nodes).await;
+}
+
+#[tokio::test]
+async fn whatever_the_order_a_closed_issue_leaves_no_task_that_waits() {
+    let (db, nodes) = replicas().await;
+    for number in 1..=15 {
+        let mut deliveries = history(number);
+        let closed = Issue::new(number).closed(None).at(10).delivery("closed");
+        deliveries.push(closed);
+        deliveries.shuffle(&mut rand::rng());
+        at_once(&nodes, &deliveries).await;
+    }
+    let open = "select count(*) from fleet.tasks where status not in ('cancelled', 'completed')";
+    assert_eq!(db.count(open).await, 0);
+    end(db, nodes).await;
+}

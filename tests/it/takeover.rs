@@ -1,0 +1,181 @@
+//! A replica dies in the middle of a run; another one follows on.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use agent_fleet::execution::{ExecError, Executor, Output, Script, SshExecutor};
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use crate::support::{
+    db::Db,
+    eventually,
+    host::{SshHost, output},
+    node::Node,
+    program::Serve,
+};
+
+const TTL: &str = "[lease]\nreplica_ttl = \"3s\"\n";
+/// A line every 0.2 s for five seconds.
+const CLI: &str =
+    "cat >/dev/null; i=0; while [ $i -lt 25 ]; do i=$((i+1)); echo line $i; sleep 0.2; done";
+
+fn lines() -> String {
+    (1..=25).map(|i| format!("line {i}\n")).collect()
+}
+
+/// Waits until some output of the task is stored.
+async fn until_speaks(node: &Node, id: &str) {
+    eventually("its first lines are stored", async || {
+        let (_, page) = node.get(&format!("/api/v1/tasks/{id}/logs")).await;
+        (page["next_offset"].as_i64()? > 0).then_some(())
+    })
+    .await;
+}
+
+/// What must be true of a run that was taken over once.
+async fn check(db: &Db, host: &SshHost, node: &Node, id: &str) -> Value {
+    let task = node.until(id, "completed").await;
+    assert_eq!((&task["attempt"], &task["lease"]), (&json!(1), &json!(2)), "{task}");
+    assert_eq!(host.starts(), 1);
+    assert_eq!(output(node, &task).await, lines());
+    let runs = db.rows("select run_lease, attempt from fleet.runs", &[]).await;
+    assert_eq!(runs.len(), 1);
+    assert_eq!((runs[0].get::<_, i64>(0), runs[0].get::<_, i32>(1)), (1, 1));
+    let taken =
+        task["events"].as_array().unwrap().iter().filter(|e| e["type"] == "taken_over").count();
+    assert_eq!(taken, 1);
+    assert_eq!(task["receipts"].as_array().unwrap().len(), 1);
+    db.check_history().await;
+    task
+}
+
+#[tokio::test]
+async fn a_run_is_followed_on_when_its_replica_falls_silent() {
+    let host = SshHost::start(CLI).await;
+    let db = Db::new().await;
+    let a = host.node(&db, "a", TTL).await;
+    let id = a.create("long", &["agent:code"]).await;
+    until_speaks(&a, &id).await;
+    let b = host.node(&db, "b", TTL).await;
+    // Its loops end at once; it says nothing to anybody.
+    a.replica.shutdown.trigger();
+    check(&db, &host, &b, &id).await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_is_handed_over_when_its_replica_stops_in_good_order() {
+    let host = SshHost::start(CLI).await;
+    let db = Db::new().await;
+    // With a long time to wait for a silent one, which this one is not.
+    let a = host.node(&db, "a", "").await;
+    let id = a.create("long", &["agent:code"]).await;
+    until_speaks(&a, &id).await;
+    let b = host.node(&db, "b", "").await;
+    a.stop().await;
+    check(&db, &host, &b, &id).await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_is_followed_on_when_its_replica_is_killed() {
+    let host = SshHost::start(CLI).await;
+    let db = Db::new().await;
+    let toml =
+        format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
+    let mut a = Serve::start(db.url(), "a", &toml);
+    a.ready().await;
+    // It can serve the API, but reaches no host.
+    let b = Node::start(&db, "b", TTL).await;
+    b.until_host("h1", "online").await;
+    let id = b.create("long", &["agent:code"]).await;
+    until_speaks(&b, &id).await;
+    a.program.signal("KILL");
+    a.program.ended().await;
+    assert_eq!(b.task(&id).await["status"], "running");
+    let c = host.node(&db, "c", TTL).await;
+    let task = check(&db, &host, &c, &id).await;
+    assert_eq!(task["assigned_host"], "h1/demo");
+    for node in [b, c] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_was_only_thought_dead_lets_go_and_signals_nothing() {
+    let host = SshHost::start(CLI).await;
+    let db = Db::new().await;
+    let a = host.node(&db, "a", TTL).await;
+    let id = a.create("long", &["agent:code"]).await;
+    until_speaks(&a, &id).await;
+    // The other follows with the same session table; whichever of the two takes it, there is one run.
+    let b = host.node(&db, "b", TTL).await;
+    db.execute("update fleet.sessions set ended_at = now(), end_reason = 'silent' where kind = 'replica' and subject = 'a'")
+        .await;
+    check(&db, &host, &b, &id).await;
+    for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+/// Holds back every start until its gate is opened, as a replica does that hangs at the worst moment.
+#[derive(Debug)]
+struct Hanging {
+    inner: Arc<SshExecutor>,
+    /// The start that was to be sent.
+    held: Arc<Mutex<Option<Script>>>,
+}
+
+impl Executor for Hanging {
+    fn exec(&self, script: Script) -> BoxFuture<'_, Result<Output, ExecError>> {
+        Box::pin(async move {
+            // Only a start has a prompt to send.
+            if script.stdin.is_empty() {
+                return self.inner.exec(script).await;
+            }
+            *self.held.lock().unwrap() = Some(script);
+            std::future::pending().await
+        })
+    }
+
+    fn reconnect(&self) -> BoxFuture<'_, ()> {
+        self.inner.reconnect()
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_never_started_is_given_back_and_its_gate_is_shut() {
+    let host = SshHost::start(CLI).await;
+    let db = Db::new().await;
+    let held: Arc<Mutex<Option<Script>>> = Arc::default();
+    let make = {
+        let held = Arc::clone(&held);
+        move |entry: &agent_fleet::config::Host, dir: &Path| {
+            let inner = Arc::new(SshExecutor::new(entry, dir)?);
+            Ok(Arc::new(Hanging { inner, held: Arc::clone(&held) }) as Arc<dyn Executor>)
+        }
+    };
+    let a = Node::start_with(&db, "a", &format!("{TTL}{}", host.toml), &make).await;
+    let id = a.create("long", &["agent:code"]).await;
+    let start = eventually("its start is on the way", async || held.lock().unwrap().clone()).await;
+    let b = host.node(&db, "b", TTL).await;
+    a.replica.shutdown.trigger();
+    let task = b.until(&id, "completed").await;
+    // Leases: claimed by a, taken over by b, claimed anew.
+    assert_eq!((&task["attempt"], &task["lease"]), (&json!(1), &json!(3)), "{task}");
+    assert!(host.run_dir(&task["task_id"], 1).join("closed").exists());
+    let types: Vec<&str> =
+        task["events"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap()).collect();
+    let (taken, released) = ("taken_over", "released");
+    assert!(types.contains(&taken) && types.contains(&released), "{types:?}");
+    // The start of the dead replica arrives at last, and finds the gate shut.
+    let late = host.sshd.executor().exec(start).await.unwrap();
+    assert!(String::from_utf8(late.stdout).unwrap().contains("exists"));
+    assert_eq!(host.starts(), 1);
+    assert_eq!(output(&b, &task).await, lines());
+    db.check_history().await;
+    b.stop().await;
+}
