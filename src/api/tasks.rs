@@ -180,8 +180,9 @@ async fn show(call: Call, id: &str) -> Answer {
     let principal = call.principal().await?;
     let store = &call.replica.store;
     let id = resolve(&call, id).await?;
-    let task = current(&call.replica, id).await?;
+    // The task last: it is then at least as new as what is said of it.
     let (events, receipts) = tokio::try_join!(store.list_task_events(id), store.list_receipts(id))?;
+    let task = current(&call.replica, id).await?;
     may_see(principal, &task, || {
         events.iter().map(|event| event.actor.clone()).collect::<Vec<_>>()
     })?;
