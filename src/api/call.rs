@@ -124,7 +124,7 @@ impl Call {
     }
 
     /// A parameter of the query, percent-decoded; empty counts as absent.
-    pub(super) fn query(&self, name: &str) -> Result<Option<String>, ApiError> {
+    pub(super) fn query(&self, name: &'static str) -> Result<Option<String>, ApiError> {
         for pair in self.query.split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if key == name && !value.is_empty() {
@@ -132,7 +132,7 @@ impl Call {
                 let text = percent_decode_str(&value).decode_utf8().map_err(|_| {
                     ApiError::bad_request(format!("the parameter {name} is not UTF-8"))
                 })?;
-                crate::model::check_text("query", &text, 1_000)?;
+                crate::model::check_text(name, &text, 1_000)?;
                 return Ok(Some(text.into_owned()));
             }
         }
@@ -142,7 +142,7 @@ impl Call {
     /// A number in the query, within bounds.
     pub(super) fn query_number(
         &self,
-        name: &str,
+        name: &'static str,
         bounds: std::ops::RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
         let Some(text) = self.query(name)? else { return Ok(None) };
