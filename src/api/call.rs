@@ -18,7 +18,7 @@ use super::error::ApiError;
 use crate::{
     config::{AuthMode, Secret},
     coordinator::Replica,
-    model::{Actor, TaskRef},
+    model::{Actor, AgentId, TaskRef},
     store::{AgentSession, TokenOwner},
 };
 
@@ -272,6 +272,8 @@ impl Call {
     pub(super) async fn agent(&self, agent_id: &str) -> Result<AgentSession, ApiError> {
         match self.principal().await? {
             Principal::Admin => {
+                // Nobody has such a name, and the database does not even take every text.
+                AgentId::parse(agent_id).map_err(|e| ApiError::bad_request(e.to_string()))?;
                 let agent = self.replica.store.find_agent_session(agent_id).await?;
                 let agent = agent.ok_or_else(|| {
                     ApiError::not_found("there is no such agent; register it first")
