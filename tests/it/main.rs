@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod api_bad_fields;
+mod api_bad_input;
 mod architecture;
 mod claims;
 mod dispatch;
