@@ -98,6 +98,9 @@ impl RegisterBody {
         if self.resume.len() > MAX_RESUME {
             return Err(ApiError::bad_request(format!("resume: at most {MAX_RESUME} tasks")));
         }
+        for name in &self.resume {
+            check_text("resume", name, 500)?;
+        }
         Ok(Registration {
             agent_id,
             agent_type: self.agent_type.clone(),
@@ -166,7 +169,6 @@ async fn resume(
     let mut asked: Vec<(TaskId, String)> = Vec::new();
     let mut lost: Vec<String> = Vec::new();
     for name in &body.resume {
-        check_text("resume", name, 500)?;
         match store.resolve(&TaskRef::parse(name)).await? {
             Some(id) => asked.push((id, name.clone())),
             None => lost.push(name.clone()),

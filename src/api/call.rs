@@ -19,7 +19,7 @@ use super::error::ApiError;
 use crate::{
     config::{AuthMode, Secret},
     coordinator::Replica,
-    model::{Actor, TaskRef},
+    model::{Actor, AgentId, TaskRef},
     store::{AgentSession, TokenOwner},
 };
 
@@ -126,7 +126,7 @@ impl Call {
     }
 
     /// A parameter of the query, percent-decoded; empty counts as absent.
-    pub(super) fn query(&self, name: &str) -> Result<Option<String>, ApiError> {
+    pub(super) fn query(&self, name: &'static str) -> Result<Option<String>, ApiError> {
         for pair in self.query.split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if key == name && !value.is_empty() {
@@ -134,7 +134,7 @@ impl Call {
                 let text = percent_decode_str(&value).decode_utf8().map_err(|_| {
                     ApiError::bad_request(format!("the parameter {name} is not UTF-8"))
                 })?;
-                crate::model::check_text("query", &text, 1_000)?;
+                crate::model::check_text(name, &text, 1_000)?;
                 return Ok(Some(text.into_owned()));
             }
         }
@@ -144,7 +144,7 @@ impl Call {
     /// A number in the query, within bounds.
     pub(super) fn query_number(
         &self,
-        name: &str,
+        name: &'static str,
         bounds: std::ops::RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
         let Some(text) = self.query(name)? else { return Ok(None) };
@@ -279,6 +279,8 @@ impl Call {
     pub(super) async fn agent(&self, agent_id: &str) -> Result<AgentSession, ApiError> {
         match self.principal().await? {
             Principal::Admin => {
+                // Nobody has such a name, and the database does not even take every text.
+                AgentId::parse(agent_id).map_err(|e| ApiError::bad_request(e.to_string()))?;
                 let agent = self.replica.store.find_agent_session(agent_id).await?;
                 let agent = agent.ok_or_else(|| {
                     ApiError::not_found("there is no such agent; register it first")

@@ -139,6 +139,13 @@ async fn only_lease(
 }
 
 fn read_receipt(value: Value) -> Result<Receipt, ApiError> {
+    // Serde would also take an array for a struct, its fields by their order.
+    if value["usage"].is_array() {
+        return Err(ApiError::bad_request("usage: must be an object"));
+    }
+    if value["artifacts"].as_array().is_some_and(|all| !all.iter().all(Value::is_object)) {
+        return Err(ApiError::bad_request("artifacts: each must be an object"));
+    }
     let receipt: Receipt = from_value(value)?;
     for (field, text) in [("summary", &receipt.summary), ("error", &receipt.error)] {
         if let Some(text) = text {

@@ -44,7 +44,8 @@ pub(super) struct TaskBody {
 #[serde(untagged)]
 enum RepoBody {
     Name(String),
-    Full(Repo),
+    /// Not [`Repo`] itself: serde would also take an array for it, its fields by their order.
+    Full(serde_json::Map<String, serde_json::Value>),
 }
 
 impl TaskBody {
@@ -67,7 +68,10 @@ impl TaskBody {
             Some(RepoBody::Name(name)) => {
                 Some(Repo { full_name: name, clone_url: None, ssh_url: None, default_branch: None })
             }
-            Some(RepoBody::Full(repo)) => Some(repo),
+            Some(RepoBody::Full(fields)) => Some(
+                serde_json::from_value::<Repo>(fields.into())
+                    .map_err(|e| ApiError::bad_request(format!("repo: {e}")))?,
+            ),
         };
         if let Some(repo) = &repo {
             for text in [
@@ -85,7 +89,12 @@ impl TaskBody {
         if let Some(url) = &self.issue_url {
             check_line("issue_url", url, MAX_URL)?;
         }
-        let capabilities = CapabilitySet::required(&self.labels)?;
+        if self.run_at.is_some_and(|at| at < first_year()) {
+            // PostgreSQL has no year 0, and writes those before it in another way.
+            return Err(ApiError::bad_request("run_at: must not be before the year 1"));
+        }
+        let capabilities = CapabilitySet::required(&self.labels)
+            .map_err(|e| ApiError::bad_request(format!("labels: {e}")))?;
         Ok(NewTask {
             key: self.key.map(check_key).transpose()?,
             source: match self.source.as_deref() {
@@ -128,6 +137,11 @@ impl TaskBody {
             issue_open: None,
         })
     }
+}
+
+/// 0001-01-01T00:00:00Z.
+fn first_year() -> Timestamp {
+    Timestamp::UNIX_EPOCH - jiff::SignedDuration::from_secs(62_135_596_800)
 }
 
 /// A text of one line.

@@ -17,9 +17,14 @@ pub struct CapabilitySet(Vec<String>);
 /// Why a set of capabilities is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidCapability {
-    /// Over [`MAX_CAPABILITIES`].
-    #[error("{0} requirements are given; at most {MAX_CAPABILITIES} are allowed")]
-    TooMany(usize),
+    /// Too many: a task has at most [`MAX_CAPABILITIES`].
+    #[error("{given} capabilities are given; at most {max} are allowed")]
+    TooMany {
+        /// How many are given.
+        given: usize,
+        /// How many a set of this kind may have.
+        max: usize,
+    },
     /// One of them cannot be stored.
     #[error(transparent)]
     Text(#[from] super::InvalidText),
@@ -63,7 +68,8 @@ impl CapabilitySet {
         }
         set.sort_unstable();
         set.dedup();
-        if set.len() > max { Err(InvalidCapability::TooMany(set.len())) } else { Ok(Self(set)) }
+        let given = set.len();
+        if given > max { Err(InvalidCapability::TooMany { given, max }) } else { Ok(Self(set)) }
     }
 
     /// The set as stored.

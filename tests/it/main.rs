@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod agent_worker;
+mod api_bad_fields;
+mod api_bad_input;
 mod architecture;
 mod bad_input;
 mod claims;

@@ -1,5 +1,6 @@
 //! What the tests stand on: real servers, made for the run.
 
+pub(crate) mod api;
 pub(crate) mod db;
 pub(crate) mod faults;
 pub(crate) mod fleet;
