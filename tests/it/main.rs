@@ -11,7 +11,6 @@ mod deliveries;
 mod dev_demo;
 mod dispatch;
 mod execution;
-mod execution;
 mod issues;
 mod lanes;
 mod liveness;
