@@ -10,6 +10,7 @@ mod client_commands;
 mod deliveries;
 mod dev_demo;
 mod dispatch;
+mod end_to_end;
 mod execution;
 mod issues;
 mod lanes;

@@ -31,7 +31,8 @@ async fn it_waits_for_a_database_that_is_away() {
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     cluster.stop().await.unwrap();
 
-    let mut serve = Serve::start(&url, "a", OPEN);
+    let toml = format!("{OPEN}[forgejo]\nwebhook_secret = \"{SECRET}\"\n");
+    let mut serve = Serve::start(&url, "a", &toml);
     serve.program.until_said("waiting for the database").await;
     let cluster = Cluster::start(&data).await.unwrap();
     serve.ready().await;
@@ -46,6 +47,12 @@ async fn it_waits_for_a_database_that_is_away() {
     let tasks = http.get(format!("{}/api/v1/tasks", serve.url)).send().await.unwrap();
     assert_eq!(tasks.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(tasks.headers().contains_key("retry-after"));
+    // A delivery is not said to be taken.
+    let delivery = Issue::new(42).delivery("opened");
+    let mut headers = delivery.headers();
+    headers.push(("x-forgejo-signature", sign(SECRET, &delivery.body)));
+    let (status, reply) = post(&serve.url, &headers, delivery.body.clone()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{reply}");
     let alive = http.get(format!("{}/healthz", serve.url)).send().await.unwrap();
     assert_eq!(alive.status(), StatusCode::OK);
     let cluster = Cluster::start(&data).await.unwrap();
