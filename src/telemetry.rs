@@ -25,6 +25,9 @@ pub enum TelemetryError {
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
 }
 
+/// At `debug` this crate logs the parameters of each statement: issues, prompts, digests of tokens.
+const NO_PARAMETERS: &str = "tokio_postgres=info";
+
 /// Starts logging for the whole process, once, and logs panics from then on.
 pub fn init(log: &Log) -> Result<(), TelemetryError> {
     // warp calls every client that hangs up an error; long polls do that all day. Naming warp in the level overrides this.
@@ -35,7 +38,8 @@ pub fn init(log: &Log) -> Result<(), TelemetryError> {
     };
     let filter = EnvFilter::builder()
         .parse(level)
-        .map_err(|source| TelemetryError::Filter { level: log.level.clone(), source })?;
+        .map_err(|source| TelemetryError::Filter { level: log.level.clone(), source })?
+        .add_directive(NO_PARAMETERS.parse().expect("it is a directive"));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     match log.format {

@@ -295,3 +295,18 @@ async fn finished_work_restarts_when_its_requirement_was_gone_and_is_back() {
     assert_eq!(node.task("org/repo#42").await["status"], "created");
     end(db, node).await;
 }
+
+#[tokio::test]
+async fn a_lease_that_is_lost_after_the_work_was_done_requeues_nothing() {
+    let (db, node) = house().await;
+    let issue = Issue::new(42);
+    issue.send("opened", &node).await;
+    node.dequeue("coder", 5).await.unwrap();
+    issue.closed(Some("abc123")).at(1).send("closed", &node).await;
+    node.must("/api/v1/agents/deregister", json!({"agent_id": "coder"})).await;
+    let task = node.task("org/repo#42").await;
+    assert_eq!((&task["status"], &task["attempt"]), (&json!("completed"), &json!(1)), "{task}");
+    node.register("coder", &["agent:code"], 4).await;
+    assert!(node.dequeue("coder", 0).await.is_none());
+    end(db, node).await;
+}

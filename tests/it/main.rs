@@ -13,6 +13,7 @@ mod credentials;
 mod deliveries;
 mod dev_demo;
 mod dispatch;
+mod end_to_end;
 mod execution;
 mod interleavings;
 mod issues;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -227,6 +228,27 @@ async fn a_run_past_its_time_limit_is_ended_and_tried_again() {
     let task = node.until(&id, "failed").await;
     assert_eq!(host.starts(), 3);
     assert!(task["error"].is_string(), "{task}");
+    end(db, [node]).await;
+}
+
+#[tokio::test]
+async fn a_run_whose_processes_are_gone_without_an_exit_code_is_a_failed_attempt() {
+    let cli = "cat >/dev/null; [ $AGENT_FLEET_ATTEMPT = 2 ] && exit 0; echo one; echo $$ >~/leader; exec sleep 1000";
+    let host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let node = host.node(&db, "a", "").await;
+    let id = create(&node, json!({"max_retries": 1})).await;
+    let leader = host.pid("leader").await;
+    let task = node.until(&id, "running").await;
+    // First who waits for it, then the CLI itself, as a machine out of memory does.
+    let runner = fs::read_to_string(host.run_dir(&task["task_id"], 1).join("runner")).unwrap();
+    let runner = runner.split_whitespace().next().unwrap().to_owned();
+    for pid in [runner, leader.to_string()] {
+        assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    }
+    let task = node.until(&id, "completed").await;
+    assert_eq!((&task["attempt"], &task["retry_count"]), (&json!(2), &json!(1)), "{task}");
+    assert_eq!(host.starts(), 2);
     end(db, [node]).await;
 }
 

@@ -59,7 +59,12 @@ async fn a_run_is_followed_on_when_its_replica_falls_silent() {
     let a = host.node(&db, "a", TTL).await;
     let id = a.create("long", &["agent:code"]).await;
     until_speaks(&a, &id).await;
-    let b = host.node(&db, "b", TTL).await;
+    // Configured otherwise: a run keeps the command and the parser that it was started with.
+    let (before, _) = host.toml.split_once("command = ").unwrap();
+    let other =
+        format!("{TTL}{before}command = [\"sh\", \"-c\", \"exit 9\"]\noutput = \"claude-json\"\n");
+    let b = Node::start(&db, "b", &other).await;
+    b.until_host("h1", "online").await;
     // Its loops end at once; it says nothing to anybody.
     a.replica.shutdown.trigger();
     check(&db, &host, &b, &id).await;
