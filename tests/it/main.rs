@@ -6,7 +6,6 @@ mod agent_worker;
 mod api_bad_fields;
 mod api_bad_input;
 mod architecture;
-mod bad_input;
 mod claims;
 mod client_commands;
 mod credentials;
