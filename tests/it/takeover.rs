@@ -93,7 +93,7 @@ async fn a_run_is_followed_on_when_its_replica_is_killed() {
         format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
     let mut a = Serve::start(db.url(), "a", &toml);
     a.ready().await;
-    // It can serve the API, but reaches no host.
+    // It reaches no host, so it cannot take the run over.
     let b = Node::start(&db, "b", TTL).await;
     b.until_host("h1", "online").await;
     let id = b.create("long", &["agent:code"]).await;

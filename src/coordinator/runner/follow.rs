@@ -178,9 +178,6 @@ impl Attempt {
     }
 
     async fn look(&self, watch: &Mutex<Watch>) -> Result<Option<Stop>, StoreError> {
-        if self.replica.shutdown.is_triggered() {
-            return Ok(Some(Stop::Shutdown));
-        }
         let (due, lingers) = {
             let mut watch = lock(watch);
             let hinted = watch.revoked.has_changed().unwrap_or(false);
@@ -197,6 +194,10 @@ impl Attempt {
             if !state.is_some_and(|s| s.is_held_by(&self.held)) {
                 return Ok(Some(Stop::LeaseGone));
             }
+        }
+        // After the lease: a run that was just called off is nobody's to come back for.
+        if self.replica.shutdown.is_triggered() {
+            return Ok(Some(Stop::Shutdown));
         }
         if lingers {
             return Ok(Some(Stop::Lingers));
