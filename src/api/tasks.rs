@@ -178,11 +178,11 @@ where
 
 async fn show(call: Call, id: &str) -> Answer {
     let principal = call.principal().await?;
-    let store = &call.replica.store;
     let id = resolve(&call, id).await?;
-    // The task last: it is then at least as new as what is said of it.
-    let (events, receipts) = tokio::try_join!(store.list_task_events(id), store.list_receipts(id))?;
-    let task = current(&call.replica, id).await?;
+    let history = call.replica.store.get_history(id).await?;
+    let (task, events, receipts) =
+        history.ok_or_else(|| ApiError::not_found("there is no such task"))?;
+    let task = full(task);
     may_see(principal, &task, || {
         events.iter().map(|event| event.actor.clone()).collect::<Vec<_>>()
     })?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts, Transaction,
 };
-use tokio_postgres::{Config, NoTls, config::SslMode};
+use tokio_postgres::{Config, IsolationLevel, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::StoreError;
@@ -110,6 +110,17 @@ impl Store {
 pub(super) async fn begin(client: &mut Object) -> Result<Transaction<'_>, StoreError> {
     client
         .transaction()
+        .await
+        .map_err(|source| StoreError::Statement { statement: "begin", source })
+}
+
+/// Begins a transaction that only reads, all of it as of one moment.
+pub(super) async fn begin_snapshot(client: &mut Object) -> Result<Transaction<'_>, StoreError> {
+    client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
         .await
         .map_err(|source| StoreError::Statement { statement: "begin", source })
 }

@@ -1,9 +1,12 @@
 //! Tasks, read.
 
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, rows,
+    Store, StoreError,
+    connection::{begin_snapshot, commit},
+    rows,
     rows::get,
     statement::{FIND_TASK, GET_TASKS, LIST_RECEIPTS, LIST_TASK_EVENTS, LIST_TASKS},
 };
@@ -82,29 +85,35 @@ impl Store {
             .collect()
     }
 
+    /// One task with its life (at most its first 1,000 events) and its receipts, oldest first: all of one moment.
+    pub async fn get_history(
+        &self,
+        id: TaskId,
+    ) -> Result<Option<(Task, Vec<Event>, Vec<StoredReceipt>)>, StoreError> {
+        let mut client = self.client().await?;
+        let tx = begin_snapshot(&mut client).await?;
+        let Some(task) = GET_TASKS.row(&tx, &[&vec![id.0]]).await? else { return Ok(None) };
+        let events = LIST_TASK_EVENTS.rows(&tx, &[&id.0]).await?;
+        let receipts = LIST_RECEIPTS.rows(&tx, &[&id.0]).await?;
+        commit(tx).await?;
+        let events = events.iter().map(rows::event).collect::<Result<_, _>>()?;
+        let receipts = receipts.iter().map(receipt).collect::<Result<_, _>>()?;
+        Ok(Some((rows::task(&task)?, events, receipts)))
+    }
+
     /// The life of one task, at most its first 1,000 events.
     pub async fn list_task_events(&self, id: TaskId) -> Result<Vec<Event>, StoreError> {
         let client = self.client().await?;
         LIST_TASK_EVENTS.rows(&client, &[&id.0]).await?.iter().map(rows::event).collect()
     }
+}
 
-    /// The receipts of one task, oldest first.
-    pub async fn list_receipts(&self, id: TaskId) -> Result<Vec<StoredReceipt>, StoreError> {
-        let client = self.client().await?;
-        LIST_RECEIPTS
-            .rows(&client, &[&id.0])
-            .await?
-            .iter()
-            .map(|row| {
-                Ok(StoredReceipt {
-                    lease: Lease(get(row, "lease")),
-                    agent_id: get(row, "agent_id"),
-                    received_at: get(row, "received_at"),
-                    receipt: rows::json(row, "body")?.ok_or_else(|| StoreError::Unknown {
-                        what: "a receipt without a body".into(),
-                    })?,
-                })
-            })
-            .collect()
-    }
+fn receipt(row: &Row) -> Result<StoredReceipt, StoreError> {
+    Ok(StoredReceipt {
+        lease: Lease(get(row, "lease")),
+        agent_id: get(row, "agent_id"),
+        received_at: get(row, "received_at"),
+        receipt: rows::json(row, "body")?
+            .ok_or_else(|| StoreError::Unknown { what: "a receipt without a body".into() })?,
+    })
 }
