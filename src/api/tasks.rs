@@ -202,6 +202,9 @@ pub(super) fn may_see(
         Principal::Enrollment => {
             Err(ApiError::forbidden("the enrollment token registers agents and nothing else"))
         }
+        Principal::Agent(owner) if !(owner.current && owner.agent.live) => {
+            Err(ApiError::session_ended())
+        }
         Principal::Agent(owner) => {
             let agent = owner.agent.agent_id.as_str();
             let its = task.assigned_agent_id.as_deref() == Some(agent)
