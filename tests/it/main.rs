@@ -2,8 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod api_agents;
 mod api_bad_fields;
 mod api_bad_input;
+mod api_create;
+mod api_credentials;
+mod api_reads;
 mod architecture;
 mod claims;
 mod dispatch;
