@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     coordinator::Replica,
-    model::{ExecutionMode, Task, TaskId, TaskRef, check_text},
+    model::{Event, ExecutionMode, Task, TaskId, TaskRef, check_text},
     store::{Created, NewTask, OperatorRefusal, TargetKind, TaskFilter},
 };
 
@@ -182,20 +182,19 @@ async fn show(call: Call, id: &str) -> Answer {
     let id = resolve(&call, id).await?;
     let task = current(&call.replica, id).await?;
     let (events, receipts) = tokio::try_join!(store.list_task_events(id), store.list_receipts(id))?;
-    may_see(&principal, &task, || {
-        events.iter().map(|event| event.actor.clone()).collect::<Vec<_>>()
-    })?;
+    may_see(&principal, &task, &events)?;
     let mut body = serde_json::to_value(&task).map_err(|_| ApiError::internal())?;
     body["events"] = json!(events);
     body["receipts"] = json!(receipts);
     ok(&body)
 }
 
-/// Readers see all; an agent what is, or was, leased or pinned to it. `actors` are those of the task's events.
+/// Readers see all; an agent what is, or was, leased or pinned to it. The events are the task's, and count only for an
+/// agent.
 pub(super) fn may_see(
     principal: &Principal,
     task: &Task,
-    actors: impl FnOnce() -> Vec<String>,
+    events: &[Event],
 ) -> Result<(), ApiError> {
     match principal {
         Principal::Admin | Principal::Operator | Principal::Viewer => Ok(()),
@@ -209,7 +208,10 @@ pub(super) fn may_see(
             let agent = owner.agent.agent_id.as_str();
             let its = task.assigned_agent_id.as_deref() == Some(agent)
                 || task.pinned_to.as_deref() == Some(agent)
-                || actors().contains(&format!("agent:{agent}"));
+                || events.iter().any(|event| {
+                    event.actor.strip_prefix("agent:") == Some(agent)
+                        || event.detail["pinned_to"] == agent
+                });
             if its { Ok(()) } else { Err(ApiError::forbidden("an agent sees only its own tasks")) }
         }
     }
