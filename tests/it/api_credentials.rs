@@ -343,3 +343,57 @@ async fn open_mode_serves_this_machine_only() {
     }
     node.stop().await;
 }
+
+#[tokio::test]
+async fn an_agent_sees_what_is_or_was_its_own_and_nothing_else() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r1", TOKENS).await;
+    let token = registered(&node, "enrollment-new", "a").await;
+    registered(&node, "enrollment-new", "b").await;
+    let admin = async |path: &str, body: Value| {
+        let (status, reply) = node.send(Method::POST, path, Some("admin-new"), Some(&body)).await;
+        assert!(status.is_success(), "{path}: {status} {reply}");
+        reply
+    };
+    let create = async || {
+        let task = admin("/api/v1/tasks", json!({"title": "t"})).await;
+        task["task_id"].as_str().unwrap().to_owned()
+    };
+    let assign = async |id: &str, to: &str| {
+        admin(&format!("/api/v1/tasks/{id}/assign"), json!({"agent_id": to})).await
+    };
+    let sees = async |id: &str| {
+        let mut statuses = Vec::new();
+        for path in [format!("/api/v1/tasks/{id}"), format!("/api/v1/tasks/{id}/logs")] {
+            let (status, _) = node.send(Method::GET, &path, Some(&token), None).await;
+            statuses.push(status.as_u16());
+        }
+        assert_eq!(statuses[0], statuses[1], "a task and its output are seen alike");
+        statuses[0]
+    };
+    let (foreign, pinned, was_pinned) = (create().await, create().await, create().await);
+    assign(&was_pinned, "a").await;
+    assign(&was_pinned, "b").await;
+    assign(&foreign, "b").await;
+    let held = create().await;
+    let was_held = create().await;
+    for id in [&was_held, &held] {
+        assign(id, "a").await;
+        let task = admin("/api/v1/tasks/dequeue", json!({"agent_id": "a"})).await;
+        assert_eq!(task["task_id"], id.as_str());
+        if id == &was_held {
+            let body = json!({"agent_id": "a", "lease": task["lease"]});
+            admin(&format!("/api/v1/tasks/{id}/release"), body).await;
+            assign(id, "b").await;
+        }
+    }
+    assign(&pinned, "a").await;
+    assert_eq!(sees(&foreign).await, 403);
+    for (what, id) in
+        [("pinned", &pinned), ("was pinned", &was_pinned), ("held", &held), ("was held", &was_held)]
+    {
+        assert_eq!(sees(id).await, 200, "{what}");
+    }
+    db.check_history().await;
+    node.stop().await;
+}
