@@ -73,7 +73,7 @@ async fn read(call: Call, id: &str) -> Answer {
         super::call::Principal::Agent(_) => store.list_task_events(id).await?,
         _ => Vec::new(),
     };
-    may_see(principal, &task, || events.into_iter().map(|event| event.actor).collect())?;
+    may_see(principal, &task, &events)?;
     let lease = call.query_number("lease", 0..=i64::MAX)?.map(Lease);
     let offset = call.query_number("offset", 0..=i64::MAX)?.unwrap_or(0);
     let page = store.read_logs(id, lease, offset).await?;

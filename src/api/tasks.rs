@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     coordinator::Replica,
-    model::{ExecutionMode, Task, TaskId, TaskRef, check_text},
+    model::{Event, ExecutionMode, Task, TaskId, TaskRef, check_text},
     store::{Created, NewTask, OperatorRefusal, TargetKind, TaskFilter},
 };
 
@@ -183,31 +183,36 @@ async fn show(call: Call, id: &str) -> Answer {
     let (task, events, receipts) =
         history.ok_or_else(|| ApiError::not_found("there is no such task"))?;
     let task = full(task);
-    may_see(principal, &task, || {
-        events.iter().map(|event| event.actor.clone()).collect::<Vec<_>>()
-    })?;
+    may_see(principal, &task, &events)?;
     let mut body = serde_json::to_value(&task).map_err(|_| ApiError::internal())?;
     body["events"] = json!(events);
     body["receipts"] = json!(receipts);
     ok(&body)
 }
 
-/// Readers see all; an agent what is, or was, leased or pinned to it. `actors` are those of the task's events.
+/// Readers see all; an agent what is, or was, leased or pinned to it. The events are the task's, and count only for an
+/// agent.
 pub(super) fn may_see(
     principal: &Principal,
     task: &Task,
-    actors: impl FnOnce() -> Vec<String>,
+    events: &[Event],
 ) -> Result<(), ApiError> {
     match principal {
         Principal::Admin | Principal::Operator | Principal::Viewer => Ok(()),
         Principal::Enrollment => {
             Err(ApiError::forbidden("the enrollment token registers agents and nothing else"))
         }
+        Principal::Agent(owner) if !(owner.current && owner.agent.live) => {
+            Err(ApiError::session_ended())
+        }
         Principal::Agent(owner) => {
             let agent = owner.agent.agent_id.as_str();
             let its = task.assigned_agent_id.as_deref() == Some(agent)
                 || task.pinned_to.as_deref() == Some(agent)
-                || actors().contains(&format!("agent:{agent}"));
+                || events.iter().any(|event| {
+                    event.actor.strip_prefix("agent:") == Some(agent)
+                        || event.detail["pinned_to"] == agent
+                });
             if its { Ok(()) } else { Err(ApiError::forbidden("an agent sees only its own tasks")) }
         }
     }

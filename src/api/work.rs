@@ -62,16 +62,13 @@ async fn dequeue(call: Call) -> Answer {
     if !agent.live {
         return Err(ApiError::session_ended());
     }
-    if body.wait_secs < 0 {
-        return Err(ApiError::bad_request("wait_secs: must not be negative"));
-    }
+    let wait = wait_of(body.wait_secs)?;
     let capabilities = body.capabilities.map(CapabilitySet::offered).transpose()?;
     if call.replica.shutdown.is_triggered() {
         return Err(ApiError::unavailable("this replica stops; ask another one"));
     }
-    let wait = body.wait_secs.min(MAX_WAIT);
-    let limit = if wait == 0 { SCAN_LIMIT } else { Duration::from_secs(wait.unsigned_abs()) };
-    let mut place = Matchmaker::wait(&call.replica, agent.session, capabilities, wait == 0);
+    let limit = if wait.is_zero() { SCAN_LIMIT } else { wait };
+    let mut place = Matchmaker::wait(&call.replica, agent.session, capabilities, wait.is_zero());
     let answer = place.answer(limit).await;
     // Waiting is a sign of life, too.
     call.replica.heartbeats.touch(agent.session);
@@ -88,6 +85,13 @@ async fn dequeue(call: Call) -> Answer {
             Err(ApiError::unavailable("the database is away; try again in a moment"))
         }
     }
+}
+
+/// How long a poll waits.
+fn wait_of(wait_secs: i64) -> Result<Duration, ApiError> {
+    u64::try_from(wait_secs.min(MAX_WAIT))
+        .map(Duration::from_secs)
+        .map_err(|_| ApiError::bad_request("wait_secs: must not be negative"))
 }
 
 /// The lease that an agent's write names; `lease_lost` when its session has ended.
@@ -192,4 +196,17 @@ async fn release(call: Call, id: String) -> Answer {
     }
     call.replica.wake.ready();
     ok(&current(&call.replica, id).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_capped_and_never_negative() {
+        for (asked, waits) in [(0, 0), (1, 1), (50, 50), (51, 50), (i64::MAX, 50)] {
+            assert_eq!(wait_of(asked).ok(), Some(Duration::from_secs(waits)), "{asked}");
+        }
+        assert!(wait_of(-1).is_err() && wait_of(i64::MIN).is_err());
+    }
 }

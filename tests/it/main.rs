@@ -3,12 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod agent_worker;
+mod api_agents;
 mod api_bad_fields;
 mod api_bad_input;
+mod api_create;
+mod api_credentials;
+mod api_dequeue;
+mod api_logs;
+mod api_operator;
+mod api_reads;
+mod api_unavailable;
+mod api_work;
 mod architecture;
 mod claims;
 mod client_commands;
-mod credentials;
 mod deliveries;
 mod dev_demo;
 mod dispatch;
