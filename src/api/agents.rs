@@ -90,9 +90,8 @@ impl RegisterBody {
         if !metadata.is_object() {
             return Err(ApiError::bad_request("metadata: must be a JSON object"));
         }
-        let text = metadata.to_string();
-        check_text("metadata", &text, MAX_METADATA)?;
-        if text.contains("\\u0000") {
+        check_text("metadata", &metadata.to_string(), MAX_METADATA)?;
+        if holds_nul(&metadata) {
             return Err(crate::model::InvalidText::Nul { field: "metadata" }.into());
         }
         if self.resume.len() > MAX_RESUME {
@@ -109,6 +108,16 @@ impl RegisterBody {
             max_concurrency,
             metadata,
         })
+    }
+}
+
+/// PostgreSQL's `jsonb` cannot hold U+0000 in any text.
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(holds_nul),
+        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
@@ -282,4 +291,17 @@ async fn list(call: Call) -> Answer {
 async fn show(call: Call, id: &str) -> Answer {
     call.reader().await?;
     ok(&find(&call.replica, id).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nul_is_found_and_its_escape_is_text() {
+        for bad in [json!({"a": "x\u{0}"}), json!({"a": [{"b\u{0}": 1}]})] {
+            assert!(holds_nul(&bad), "{bad}");
+        }
+        assert!(!holds_nul(&json!({"a": ["\\u0000", 1, null, true]})));
+    }
 }
