@@ -25,8 +25,8 @@ pub enum TelemetryError {
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// At `debug` this crate logs the parameters of each statement: issues, prompts, digests of tokens.
-const NO_PARAMETERS: &str = "tokio_postgres=info";
+/// At `debug` this crate logs the parameters of each statement: issues, prompts, digests of tokens. At `info`, notices.
+const NO_PARAMETERS: &str = "tokio_postgres=warn";
 
 /// Starts logging for the whole process, once, and logs panics from then on.
 pub fn init(log: &Log) -> Result<(), TelemetryError> {
