@@ -19,6 +19,7 @@ pub use default::DEFAULT_FILE;
 pub use error::ConfigError;
 pub use host::{Host, HostAgent};
 pub use load::Overrides;
+pub(crate) use replica_id::host_name;
 
 /// A value that never shows in logs or errors.
 #[derive(Clone, PartialEq, Eq, Default)]

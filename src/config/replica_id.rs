@@ -11,16 +11,17 @@ pub(super) fn generate(env: impl Fn(&str) -> Option<String>) -> String {
     let mut rng = rand::rng();
     let suffix: String =
         (0..SUFFIX).map(|_| char::from(ALPHABET[rng.random_range(..ALPHABET.len())])).collect();
-    format!("{}-{suffix}", plain(&host_name(env)))
+    format!("{}-{suffix}", plain(&host_name(env).unwrap_or_default()))
 }
 
 /// The kernel's name on Linux; elsewhere (macOS) what the shell or the system files say.
-fn host_name(env: impl Fn(&str) -> Option<String>) -> String {
+pub(crate) fn host_name(env: impl Fn(&str) -> Option<String>) -> Option<String> {
     ["/proc/sys/kernel/hostname", "/etc/hostname"]
         .into_iter()
         .find_map(|path| std::fs::read_to_string(path).ok())
         .or_else(|| env("HOSTNAME"))
-        .unwrap_or_default()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
 }
 
 /// Keeps the alphabet of agent ids, at most 64 characters.

@@ -1,5 +1,7 @@
 //! Which machine this is. A `localhost` host belongs to one machine, and two containers of one machine are two.
 
+use crate::config;
+
 /// The machine's id and its PID namespace, which tells containers apart; the host name where there is no id.
 pub(super) fn machine() -> String {
     // machine-id(5); macOS has none.
@@ -13,10 +15,5 @@ pub(super) fn machine() -> String {
 
 /// The name of this machine, for people.
 pub(super) fn hostname() -> String {
-    let from_kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    from_kernel
-        .or_else(|| std::env::var("HOSTNAME").ok())
-        .map(|name| name.trim().to_owned())
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "unknown".to_owned())
+    config::host_name(|name| std::env::var(name).ok()).unwrap_or_else(|| "unknown".to_owned())
 }

@@ -7,8 +7,9 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     executor::Executor,
     read::{Chunk, RunState, read},
-    run_dir::{RunDir, RunError},
+    run_dir::RunDir,
 };
+use crate::telemetry::error_chain;
 
 /// Bytes of output a read asks for.
 const CHUNK: usize = 256 << 10;
@@ -127,7 +128,7 @@ where
             }
             Err(error) => {
                 next_beat = Instant::now() + BEAT;
-                if sink(Beat::Away { reason: reason(&error) }).await? == Flow::Stop {
+                if sink(Beat::Away { reason: error_chain(&error) }).await? == Flow::Stop {
                     return stopped(offset);
                 }
                 wait = retry;
@@ -162,16 +163,4 @@ fn is_late(state: &RunState, not_started_since: &mut Option<Instant>) -> bool {
             false
         }
     }
-}
-
-/// The error and its causes in one line.
-fn reason(error: &RunError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
