@@ -17,7 +17,7 @@ use super::{
     value::{Count, Secrets, Text},
 };
 
-/// A whole file; each field is a table of API.md's section "Configuration".
+/// A whole file; each field is a table of docs/configuration.md.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {

@@ -10,7 +10,7 @@ use crate::{
 /// The built-in `[cli.<agent_type>]` definitions.
 ///
 /// All take the prompt on stdin, which ends (an open stdin makes them wait for ever), and may change files but ask for
-/// nothing. Flags as of November 2026; `reference/forges.md` section 5 has their sources.
+/// nothing. Flags as of November 2026; each CLI's own documentation has them.
 pub fn built_in() -> BTreeMap<String, Cli> {
     let cli = |command: &str, output| Cli {
         command: command.split(' ').map(str::to_owned).collect(),

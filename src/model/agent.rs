@@ -19,7 +19,7 @@ words! {
 
 /// An agent as the API answers it.
 #[derive(Debug, Clone, Serialize)]
-#[expect(missing_docs, reason = "the fields are API.md's, where each is explained")]
+#[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
 pub struct Agent {
     pub agent_id: AgentId,
     pub agent_type: String,
@@ -54,7 +54,7 @@ pub struct HostAgentId(pub i64);
 
 /// One CLI on one host as the API answers it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are API.md's, where each is explained")]
+#[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
 pub struct HostAgent {
     pub agent_type: String,
     pub capabilities: Vec<String>,
@@ -65,7 +65,7 @@ pub struct HostAgent {
 
 /// A host as the API answers it.
 #[derive(Debug, Clone, Serialize)]
-#[expect(missing_docs, reason = "the fields are API.md's, where each is explained")]
+#[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
 pub struct Host {
     pub host_id: String,
     pub hostname: String,

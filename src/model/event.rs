@@ -86,7 +86,7 @@ impl fmt::Display for Actor {
 
 /// A row of the event log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are API.md's, where each is explained")]
+#[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
 pub struct Event {
     pub event_id: i64,
     pub task_id: TaskId,

@@ -1,4 +1,4 @@
-//! A task as API.md shows it, and the words its columns hold.
+//! A task as docs/api.md shows it, and the words its columns hold.
 
 use std::{fmt, str::FromStr};
 
@@ -202,7 +202,7 @@ pub struct TaskSpec {
 
 /// A task as the API answers it. Column names of `fleet.tasks` are the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields are API.md's, where each is explained")]
+#[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
 pub struct Task {
     pub task_id: TaskId,
     pub key: String,
