@@ -120,6 +120,7 @@ pub struct Replica {
     /// A connection of its own, so that a busy pool delays no heartbeat.
     pulse: Store,
     hosts: hosts::Hosts,
+    in_hand: runner::InHand,
     hostname: String,
     machine: String,
     fleet_id: Uuid,
@@ -157,6 +158,7 @@ impl Replica {
             shutdown,
             pulse,
             hosts,
+            in_hand: runner::InHand::default(),
             hostname: machine::hostname(),
             machine: machine::machine(),
             session: RwLock::new(SessionId(Uuid::nil())),

@@ -4,7 +4,11 @@
 mod attempt;
 mod follow;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use self::attempt::Attempt;
 use super::{Replica, hosts, until_stored};
@@ -25,6 +29,44 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// A first wait after a start that failed, in seconds; the backoff makes it more.
 const START_FAILED_WAIT: i32 = 1;
 
+/// The leases that this replica executes right now.
+#[derive(Debug, Default)]
+pub(super) struct InHand {
+    leases: Mutex<HashSet<HeldLease>>,
+}
+
+impl InHand {
+    /// True from before a claimed or adopted lease is first worked on until nobody here works on it any more.
+    #[expect(dead_code, reason = "for the rule at each beat, which lands next")]
+    pub(super) fn contains(&self, held: &HeldLease) -> bool {
+        self.leases().contains(held)
+    }
+
+    fn leases(&self) -> std::sync::MutexGuard<'_, HashSet<HeldLease>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Out of hand again when dropped, also by a panic.
+struct Hold {
+    replica: Arc<Replica>,
+    held: HeldLease,
+}
+
+impl Hold {
+    /// None when somebody here works on it already.
+    fn take(replica: &Arc<Replica>, held: HeldLease) -> Option<Self> {
+        let new = replica.in_hand.leases().insert(held);
+        new.then(|| Self { replica: Arc::clone(replica), held })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.replica.in_hand.leases().remove(&self.held);
+    }
+}
+
 /// The loop: takes over runs whose replica is gone.
 pub(super) async fn run(replica: &Arc<Replica>) {
     while !replica.shutdown.sleep(PERIOD.mul_f64(rand::random_range(0.8..1.2))).await {
@@ -38,7 +80,7 @@ pub(super) async fn run(replica: &Arc<Replica>) {
                         lease = run.held.lease.0,
                         "a run was taken over from a replica that is gone"
                     );
-                    spawn_taken(replica, run);
+                    adopt(replica, run);
                 }
             }
             Err(error) => {
@@ -50,36 +92,32 @@ pub(super) async fn run(replica: &Arc<Replica>) {
 
 /// Runs a task that was claimed for a host.
 pub(super) fn spawn(replica: &Arc<Replica>, claim: PushClaim) {
-    let replica = Arc::clone(replica);
     // The session under which the claim was made; it may be replaced meanwhile.
     let held = HeldLease { task_id: claim.task_id, lease: claim.lease, holder: claim.session };
-    let shutdown = replica.shutdown.clone();
-    shutdown.spawn(async move {
-        if let Err(error) = begin(&replica, held, claim.host_agent).await {
-            tracing::error!(
-                task.id = %held.task_id,
-                lease = held.lease.0,
-                error = %error_chain(&error),
-                "a run cannot be handled here any more; its deadline or another replica settles it"
-            );
-        }
+    let Some(hold) = Hold::take(replica, held) else { return };
+    replica.shutdown.spawn(async move {
+        report(held, begin(&hold.replica, held, claim.host_agent).await);
     });
 }
 
-fn spawn_taken(replica: &Arc<Replica>, taken: TakenOver) {
-    let replica = Arc::clone(replica);
+/// Follows a run on that is this replica's by its lease, and that nobody here works on yet; what never started is given back.
+pub(super) fn adopt(replica: &Arc<Replica>, taken: TakenOver) {
     let held = taken.held;
-    let shutdown = replica.shutdown.clone();
-    shutdown.spawn(async move {
-        if let Err(error) = resume(&replica, taken).await {
-            tracing::error!(
-                task.id = %held.task_id,
-                lease = held.lease.0,
-                error = %error_chain(&error),
-                "a run that was taken over cannot be handled here; its deadline or another replica settles it"
-            );
-        }
+    let Some(hold) = Hold::take(replica, held) else { return };
+    replica.shutdown.spawn(async move {
+        report(held, resume(&hold.replica, taken).await);
     });
+}
+
+fn report(held: HeldLease, result: Result<(), StoreError>) {
+    if let Err(error) = result {
+        tracing::error!(
+            task.id = %held.task_id,
+            lease = held.lease.0,
+            error = %error_chain(&error),
+            "a run cannot be handled here any more; its deadline or another replica settles it"
+        );
+    }
 }
 
 /// From the claim to the start, and on.

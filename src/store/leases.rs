@@ -18,7 +18,7 @@ use super::{
 use crate::model::{Actor, ExecutionMode, Lease, Receipt, SessionId, Status, TaskId};
 
 /// What fences a holder's write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HeldLease {
     /// The task.
     pub task_id: TaskId,
