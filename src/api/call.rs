@@ -1,6 +1,6 @@
 //! One call: its headers, query and body, read within limits, and who makes it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, BytesMut};
 use futures_util::{Stream, TryStreamExt};
@@ -8,18 +8,22 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use subtle::ConstantTimeEq;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use warp::{
     Filter,
     filters::BoxedFilter,
     http::{HeaderMap, header},
 };
 
-use super::error::ApiError;
+use super::{
+    edge::Connection,
+    error::ApiError,
+    limits::{AgentPermit, Limits},
+};
 use crate::{
     config::{AuthMode, Secret},
     coordinator::Replica,
-    model::{Actor, AgentId, TaskRef},
+    model::{Actor, AgentId, SessionId, TaskRef},
     store::{AgentSession, TokenOwner},
 };
 
@@ -51,20 +55,65 @@ pub(super) struct Call {
     pub(super) body: Result<Vec<u8>, ApiError>,
     query: String,
     principal: OnceCell<Principal>,
+    limits: Option<Arc<Limits>>,
+    /// One of the requests that are worked on; or why it is not: there are too many, or its body is late.
+    admitted: Result<Option<OwnedSemaphorePermit>, ApiError>,
+    /// One of the agent's.
+    of_agent: OnceLock<AgentPermit>,
 }
 
 /// Takes a call with a body of at most `limit` bytes.
 pub(super) fn call(replica: &Arc<Replica>, limit: usize) -> BoxedFilter<(Call,)> {
+    take(replica, limit, |limits| limits.admit().map(Some))
+}
+
+/// The same for calls that are not counted.
+pub(super) fn exempt_call(replica: &Arc<Replica>, limit: usize) -> BoxedFilter<(Call,)> {
+    take(replica, limit, |_| Ok(None))
+}
+
+fn take(
+    replica: &Arc<Replica>,
+    limit: usize,
+    admit: fn(&Limits) -> Result<Option<OwnedSemaphorePermit>, ApiError>,
+) -> BoxedFilter<(Call,)> {
     let replica = Arc::clone(replica);
     warp::any()
         .map(move || Arc::clone(&replica))
+        .and(warp::ext::optional())
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::body::stream())
-        .then(move |replica, headers, query, body| async move {
-            let body = read_body(&headers, body, limit).await;
-            Call { replica, headers, body, query, principal: OnceCell::new() }
-        })
+        .then(
+            move |replica, connection: Option<Arc<Connection>>, headers, query, body| async move {
+                let reading = read_body(&headers, body, limit);
+                // Counted only when it is there: a client that is slow with its body costs nobody else anything.
+                let (body, admitted, limits) = match connection {
+                    None => (reading.await, Ok(None), None),
+                    Some(connection) => {
+                        let read = tokio::time::timeout(connection.patience, reading).await;
+                        connection.work();
+                        let late = || ApiError::body_timeout(connection.patience);
+                        let admitted = read
+                            .as_ref()
+                            .map_err(|_| late())
+                            .and_then(|_| admit(&connection.limits));
+                        let limits = Some(Arc::clone(&connection.limits));
+                        (read.unwrap_or_else(|_| Err(late())), admitted, limits)
+                    }
+                };
+                Call {
+                    replica,
+                    headers,
+                    body,
+                    query,
+                    principal: OnceCell::new(),
+                    limits,
+                    admitted,
+                    of_agent: OnceLock::new(),
+                }
+            },
+        )
         .boxed()
 }
 
@@ -173,7 +222,29 @@ impl Call {
         self.principal.get_or_try_init(|| self.find_principal()).await
     }
 
+    /// From now on this call waits for something to happen and costs nothing: others may be worked on meanwhile.
+    pub(super) fn wait(&mut self) {
+        if let Ok(permit) = &mut self.admitted {
+            *permit = None;
+        }
+    }
+
+    /// Counts this call as one of the agent's.
+    fn count_for(&self, session: SessionId) -> Result<(), ApiError> {
+        if let Some(limits) = &self.limits
+            && self.of_agent.get().is_none()
+        {
+            let permit = limits.admit_agent(session)?;
+            // A call is looked at by one at a time.
+            let _ = self.of_agent.set(permit);
+        }
+        Ok(())
+    }
+
     async fn find_principal(&self) -> Result<Principal, ApiError> {
+        if let Err(refused) = &self.admitted {
+            return Err(refused.clone());
+        }
         let open = self.replica.config.auth.mode == AuthMode::Open;
         if open {
             self.refuse_foreign()?;
@@ -198,6 +269,7 @@ impl Call {
         }
         match self.replica.store.find_agent_by_token(token).await? {
             Some(owner) => {
+                self.count_for(owner.agent.session)?;
                 if owner.current && owner.agent.live {
                     self.replica.heartbeats.touch(owner.agent.session);
                 }
@@ -285,6 +357,7 @@ impl Call {
                 let agent = agent.ok_or_else(|| {
                     ApiError::not_found("there is no such agent; register it first")
                 })?;
+                self.count_for(agent.session)?;
                 if agent.live {
                     self.replica.heartbeats.touch(agent.session);
                 }

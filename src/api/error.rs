@@ -1,5 +1,7 @@
 //! The one place that turns errors into HTTP: `{"error": "<one plain sentence>", "code": "<snake_case>"}`.
 
+use std::time::Duration;
+
 use serde_json::json;
 use warp::{
     http::{HeaderValue, StatusCode, header},
@@ -115,6 +117,35 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
 
+    /// 503: as much is under way as may be.
+    pub(super) fn overloaded() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded",
+            "this replica has as many connections or requests as it may; try again in a moment",
+        )
+    }
+
+    /// 429: so many requests of one agent are under way.
+    pub(super) fn too_many_requests(limit: usize) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            format!(
+                "this agent has {limit} requests under way, and may have no more; wait for their replies"
+            ),
+        )
+    }
+
+    /// 408: the body did not come in time.
+    pub(super) fn body_timeout(limit: Duration) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_timeout",
+            format!("the body did not arrive within {} s", limit.as_secs_f64()),
+        )
+    }
+
     /// 500: our mistake; the log has it.
     pub(super) fn internal() -> Self {
         Self::new(
@@ -141,8 +172,13 @@ impl Reply for ApiError {
         let mut response =
             warp::reply::with_status(warp::reply::json(&self.body()), self.status).into_response();
         let headers = response.headers_mut();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        let retry_after = match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => Some("2"),
+            StatusCode::TOO_MANY_REQUESTS => Some("1"),
+            _ => None,
+        };
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

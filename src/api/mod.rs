@@ -6,10 +6,12 @@
 
 mod agents;
 mod call;
+mod edge;
 mod error;
 mod events;
 mod health;
 mod hosts;
+mod limits;
 mod logs;
 mod receipts;
 mod task_body;
@@ -17,10 +19,9 @@ mod tasks;
 mod webhook;
 mod work;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use serde::Serialize;
-use tokio::net::TcpListener;
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
@@ -28,34 +29,12 @@ use warp::{
     reply::{Reply, Response},
 };
 
+pub use self::edge::{bind, serve};
 use self::error::ApiError;
 use crate::{coordinator::Replica, model::Task};
 
 /// What a handler returns.
 type Answer = Result<Response, ApiError>;
-
-/// Serves until the replica is told to stop; then the listener closes and what is under way has `limit` to end.
-pub async fn serve(replica: Arc<Replica>, listener: TcpListener, limit: Duration) {
-    let stop = replica.shutdown.clone();
-    let stopped = stop.clone();
-    let server = warp::serve(routes(&replica))
-        .incoming(listener)
-        .graceful(async move { stop.triggered().await })
-        .run();
-    let deadline = async move {
-        stopped.triggered().await;
-        tokio::time::sleep(limit).await;
-    };
-    tokio::select! {
-        () = server => {}
-        () = deadline => tracing::warn!("connections were still open when the server stopped"),
-    }
-}
-
-/// Binds the address that is configured.
-pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(listen).await
-}
 
 /// Every route; whatever goes wrong is answered in JSON.
 pub fn routes(

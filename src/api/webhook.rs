@@ -7,7 +7,7 @@ use warp::{Filter, filters::BoxedFilter, http::StatusCode, reply::Response};
 
 use super::{
     Answer,
-    call::{Call, LARGE_BODY, call},
+    call::{Call, LARGE_BODY, exempt_call},
     detached,
     error::ApiError,
     v1, with_status,
@@ -28,7 +28,7 @@ use crate::{
 pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
     v1().and(warp::path!("webhooks" / "forgejo"))
         .and(warp::post())
-        .and(call(replica, LARGE_BODY))
+        .and(exempt_call(replica, LARGE_BODY))
         .then(|call: Call| detached(take(call)))
         .boxed()
 }

@@ -55,7 +55,7 @@ struct DequeueBody {
     wait_secs: i64,
 }
 
-async fn dequeue(call: Call) -> Answer {
+async fn dequeue(mut call: Call) -> Answer {
     call.principal().await?;
     let body: DequeueBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
@@ -68,6 +68,7 @@ async fn dequeue(call: Call) -> Answer {
         return Err(ApiError::unavailable("this replica stops; ask another one"));
     }
     let limit = if wait.is_zero() { SCAN_LIMIT } else { wait };
+    call.wait();
     let mut place = Matchmaker::wait(&call.replica, agent.session, capabilities, wait.is_zero());
     let answer = place.answer(limit).await;
     // Waiting is a sign of life, too.

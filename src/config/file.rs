@@ -38,6 +38,10 @@ pub(super) struct File {
 pub(super) struct Server {
     pub(super) listen: Option<Text<SocketAddr>>,
     pub(super) replica_id: Option<Text<String>>,
+    pub(super) max_connections: Option<Count>,
+    pub(super) max_requests: Option<Count>,
+    pub(super) max_requests_per_agent: Option<Count>,
+    pub(super) client_timeout: Option<Text<Duration>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

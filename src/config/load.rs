@@ -26,6 +26,7 @@ const DEFAULT_PATH: &str = "agent-fleet.toml";
 const MAX_MISSES: u32 = 1_000;
 const MAX_RETRIES_LIMIT: u32 = 1_000;
 const MAX_CONNECTIONS_LIMIT: u32 = 1_000;
+const SERVER_LIMIT: u32 = 1_000_000;
 
 /// What flags of the command line set.
 #[derive(Debug, Clone, Default)]
@@ -141,7 +142,17 @@ fn server(
     };
     let replica_id = given.unwrap_or_else(|| replica_id::generate(from.0));
     host::check_id(&REPLICA_ID.to_string(), &replica_id)?;
-    Ok(Server { listen, replica_id })
+    let count = |setting, file, default| -> Result<usize, ConfigError> {
+        Ok(from.count(setting, file, default, 1..=SERVER_LIMIT)? as usize)
+    };
+    Ok(Server {
+        listen,
+        replica_id,
+        max_connections: count(OPEN_CONNECTIONS, file.max_connections, 10_000)?,
+        max_requests: count(REQUESTS, file.max_requests, 2_000)?,
+        max_requests_per_agent: count(AGENT_REQUESTS, file.max_requests_per_agent, 100)?,
+        client_timeout: from.span(CLIENT_TIMEOUT, file.client_timeout, secs(30))?,
+    })
 }
 
 fn database(from: &Sources<'_>, file: file::Database) -> Result<Database, ConfigError> {

@@ -75,6 +75,14 @@ pub struct Server {
     pub listen: std::net::SocketAddr,
     /// Host name and a random suffix unless set.
     pub replica_id: String,
+    /// Connections that are open at once.
+    pub max_connections: usize,
+    /// Requests that are worked on at once; a poll that waits is not.
+    pub max_requests: usize,
+    /// Requests of one agent at once, polls that wait included.
+    pub max_requests_per_agent: usize,
+    /// How long a client may take to send its headers, to send its body, or to take its reply.
+    pub client_timeout: Duration,
 }
 
 /// `[database]`

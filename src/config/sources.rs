@@ -34,6 +34,13 @@ const fn only(key: &'static str) -> Setting {
 
 pub(super) const LISTEN: Setting = both("server.listen", "AGENT_FLEET_LISTEN");
 pub(super) const REPLICA_ID: Setting = both("server.replica_id", "AGENT_FLEET_REPLICA_ID");
+pub(super) const OPEN_CONNECTIONS: Setting =
+    both("server.max_connections", "AGENT_FLEET_MAX_CONNECTIONS");
+pub(super) const REQUESTS: Setting = both("server.max_requests", "AGENT_FLEET_MAX_REQUESTS");
+pub(super) const AGENT_REQUESTS: Setting =
+    both("server.max_requests_per_agent", "AGENT_FLEET_MAX_REQUESTS_PER_AGENT");
+pub(super) const CLIENT_TIMEOUT: Setting =
+    both("server.client_timeout", "AGENT_FLEET_CLIENT_TIMEOUT");
 pub(super) const DATABASE_URL: Setting = both("database.url", "DATABASE_URL");
 pub(super) const LISTEN_URL: Setting = both("database.listen_url", "AGENT_FLEET_LISTEN_URL");
 pub(super) const MAX_CONNECTIONS: Setting =

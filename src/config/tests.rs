@@ -53,6 +53,9 @@ fn defaults_are_those_of_the_contract() {
     let c = load("", &[]).unwrap();
     assert_eq!(c.server.listen.to_string(), "127.0.0.1:9090");
     assert!(c.server.replica_id.contains('-'));
+    assert_eq!((c.server.max_connections, c.server.max_requests), (10_000, 2_000));
+    assert_eq!(c.server.max_requests_per_agent, 100);
+    assert_eq!(c.server.client_timeout, Duration::from_secs(30));
     assert!(c.database.url.is_none() && c.database.listen_url.is_none());
     assert_eq!(c.database.max_connections, 16);
     assert_eq!(c.auth.mode, AuthMode::Token);
@@ -98,6 +101,10 @@ fn the_printed_file_shows_every_key() {
     for key in [
         "server.listen",
         "server.replica_id",
+        "server.max_connections",
+        "server.max_requests",
+        "server.max_requests_per_agent",
+        "server.client_timeout",
         "database.url",
         "database.listen_url",
         "database.max_connections",

@@ -20,6 +20,7 @@ mod client_commands;
 mod deliveries;
 mod dev_demo;
 mod dispatch;
+mod edge;
 mod end_to_end;
 mod execution;
 mod interleavings;
