@@ -2,4 +2,4 @@
 -- Locks:   the agent.
 -- Index:   agents_pkey.
 -- $1 text: agent_id.
-select token_digest, token_used, previous_token_digest from fleet.agents where agent_id = $1 for update
+select session_id, token_digest, token_used, previous_token_digest from fleet.agents where agent_id = $1 for update

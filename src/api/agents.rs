@@ -1,6 +1,6 @@
-//! Agents: register, heartbeat, deregister, list.
+//! Agents: register, heartbeat, deregister, list, drain, delete.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use rand::RngExt;
 use serde::Deserialize;
@@ -12,22 +12,24 @@ use super::{
     call::{BODY, Call, Principal, call},
     detached,
     error::{ApiError, bad_word},
-    ok, page, render, v1,
+    ok, page, render,
+    tasks::optional_json,
+    v1,
 };
 use crate::{
-    coordinator::Replica,
-    model::{Actor, AgentId, CapabilitySet, SessionId, TaskId, TaskRef, check_text},
+    coordinator::{HeartbeatAnswer, Replica},
+    model::{Actor, AgentId, AgentStatus, CapabilitySet, SessionId, TaskId, TaskRef, check_text},
     store::{
-        AgentFilter, Credential, EndLease, Outcome, RegisterRefused, Registered, Registration,
-        token_digest,
+        AgentBeat, AgentFilter, Credential, EndLease, HeldLease, Outcome, RegisterRefused,
+        Registration, token_digest,
     },
 };
 
 /// Bytes of a type or host name, and of metadata as JSON.
 const MAX_NAME: usize = 255;
 const MAX_METADATA: usize = 16 << 10;
-/// Tasks that a registration may name.
-const MAX_RESUME: usize = 10_000;
+/// Tasks that a registration or a heartbeat may name.
+const MAX_TASKS: usize = 10_000;
 
 /// `/api/v1/agents…`
 pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
@@ -56,7 +58,37 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::get())
         .and(call(replica, BODY))
         .then(|id: String, call: Call| async move { render(show(call, &id).await) });
-    register.or(heartbeat).unify().or(deregister).unify().or(list).unify().or(show).unify().boxed()
+    let delete = v1()
+        .and(warp::path!("agents" / String))
+        .and(warp::delete())
+        .and(call(replica, BODY))
+        .then(|id, call| detached(delete(call, id)));
+    let drain = v1()
+        .and(warp::path!("agents" / String / "drain"))
+        .and(warp::post())
+        .and(call(replica, BODY))
+        .then(|id, call| detached(set_drained(call, id, true)));
+    let resume = v1()
+        .and(warp::path!("agents" / String / "resume"))
+        .and(warp::post())
+        .and(call(replica, BODY))
+        .then(|id, call| detached(set_drained(call, id, false)));
+    register
+        .or(heartbeat)
+        .unify()
+        .or(deregister)
+        .unify()
+        .or(list)
+        .unify()
+        .or(show)
+        .unify()
+        .or(delete)
+        .unify()
+        .or(drain)
+        .unify()
+        .or(resume)
+        .unify()
+        .boxed()
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,12 +126,6 @@ impl RegisterBody {
         if holds_nul(&metadata) {
             return Err(crate::model::InvalidText::Nul { field: "metadata" }.into());
         }
-        if self.resume.len() > MAX_RESUME {
-            return Err(ApiError::bad_request(format!("resume: at most {MAX_RESUME} tasks")));
-        }
-        for name in &self.resume {
-            check_text("resume", name, 500)?;
-        }
         Ok(Registration {
             agent_id,
             agent_type: self.agent_type.clone(),
@@ -109,6 +135,23 @@ impl RegisterBody {
             metadata,
         })
     }
+}
+
+/// Tasks that an agent names, by id or key; `None` for keys that are no task's.
+async fn named(
+    replica: &Replica,
+    field: &'static str,
+    names: Vec<String>,
+) -> Result<Vec<(String, Option<TaskId>)>, ApiError> {
+    if names.len() > MAX_TASKS {
+        return Err(ApiError::bad_request(format!("{field}: at most {MAX_TASKS} tasks")));
+    }
+    for name in &names {
+        check_text(field, name, 500)?;
+    }
+    let refs: Vec<TaskRef> = names.iter().map(|name| TaskRef::parse(name)).collect();
+    let ids = replica.store.resolve_all(&refs).await?;
+    Ok(names.into_iter().zip(ids).collect())
 }
 
 /// PostgreSQL's `jsonb` cannot hold U+0000 in any text.
@@ -141,11 +184,15 @@ async fn register(call: Call) -> Answer {
     }
     let registration = body.check()?;
     let replica = &call.replica;
+    let mut asked = named(replica, "resume", body.resume).await?;
+    asked.sort_by_key(|(_, id)| *id);
+    asked.dedup_by(|a, b| a.1.is_some() && a.1 == b.1);
+    let ids: Vec<TaskId> = asked.iter().filter_map(|(_, id)| *id).collect();
     let token = hex::encode(rand::rng().random::<[u8; 32]>());
     let ttl = replica.config.lease.agent_ttl();
     let registered = replica
         .store
-        .register_agent(&registration, credential, &token_digest(&token), ttl)
+        .register_agent(&registration, credential, &token_digest(&token), ttl, &ids)
         .await?
         .map_err(|refused| match refused {
             RegisterRefused::Taken => ApiError::forbidden(
@@ -155,7 +202,19 @@ async fn register(call: Call) -> Answer {
                 ApiError::conflict("this agent_id is a configured host's; choose another")
             }
         })?;
-    let (resumed, lost) = resume(&call, &body, &registered).await?;
+    for session in &registered.replaced {
+        let reason = "its agent registered anew";
+        give_back(replica, *session, &body.agent_id, Outcome::Lost, reason).await?;
+    }
+    let is_resumed =
+        |id: &Option<TaskId>| registered.resumed.iter().any(|(task, _)| Some(*task) == *id);
+    let lost: Vec<String> =
+        asked.into_iter().filter(|(_, id)| !is_resumed(id)).map(|(name, _)| name).collect();
+    let resumed: Vec<Value> = registered
+        .resumed
+        .iter()
+        .map(|(id, lease)| json!({"task_id": id, "lease": lease}))
+        .collect();
     tracing::info!(agent.id = body.agent_id, session.id = %registered.session, resumed = resumed.len(), "agent registered");
     replica.wake.ready();
     ok(&json!({
@@ -167,44 +226,6 @@ async fn register(call: Call) -> Answer {
     }))
 }
 
-/// What the agent still works on passes to its new session; what else the old one held goes back to the queue. Returns
-/// what was resumed, and what of its list is not its any more.
-async fn resume(
-    call: &Call,
-    body: &RegisterBody,
-    registered: &Registered,
-) -> Result<(Vec<Value>, Vec<String>), ApiError> {
-    let store = &call.replica.store;
-    let mut asked: Vec<(TaskId, String)> = Vec::new();
-    let mut lost: Vec<String> = Vec::new();
-    for name in &body.resume {
-        match store.resolve(&TaskRef::parse(name)).await? {
-            Some(id) => asked.push((id, name.clone())),
-            None => lost.push(name.clone()),
-        }
-    }
-    asked.sort();
-    asked.dedup_by_key(|(id, _)| *id);
-    let ids: Vec<TaskId> = asked.iter().map(|(id, _)| *id).collect();
-    let actor = Actor::Agent(body.agent_id.clone());
-    let mut kept = Vec::new();
-    for session in &registered.replaced {
-        if !ids.is_empty() {
-            kept.extend(store.resume_leases(&ids, *session, registered.session, &actor).await?);
-        }
-        let reason = "its agent registered anew";
-        give_back(&call.replica, *session, &body.agent_id, Outcome::Lost, reason).await?;
-    }
-    lost.extend(
-        asked
-            .into_iter()
-            .filter(|(id, _)| !kept.iter().any(|(k, _)| k == id))
-            .map(|(_, name)| name),
-    );
-    let resumed = kept.iter().map(|(id, lease)| json!({"task_id": id, "lease": lease})).collect();
-    Ok((resumed, lost))
-}
-
 /// What a session holds goes back to the queue.
 async fn give_back(
     replica: &Replica,
@@ -214,6 +235,17 @@ async fn give_back(
     reason: &str,
 ) -> Result<(), ApiError> {
     let held = replica.store.list_session_leases(session).await?;
+    end_all(replica, &held, agent_id, outcome, reason).await
+}
+
+/// Ends leases of an agent in bounded batches.
+async fn end_all(
+    replica: &Replica,
+    held: &[HeldLease],
+    agent_id: &str,
+    outcome: Outcome,
+    reason: &str,
+) -> Result<(), ApiError> {
     for batch in held.chunks(200) {
         let ends: Vec<EndLease> = batch
             .iter()
@@ -231,23 +263,71 @@ async fn give_back(
     Ok(())
 }
 
+/// The body of a call that needs none.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Nothing {}
+
 #[derive(Debug, Deserialize)]
 struct AgentBody {
     agent_id: String,
 }
 
+#[derive(Debug, Deserialize)]
+struct HeartbeatBody {
+    agent_id: String,
+    running: Option<Vec<String>>,
+}
+
 async fn heartbeat(call: Call) -> Answer {
+    let arrived = Instant::now();
     call.principal().await?;
-    let body: AgentBody = call.json()?;
+    let body: HeartbeatBody = call.json()?;
     let agent = call.agent(&body.agent_id).await?;
-    let replica = &call.replica;
-    // Written at once: an answer of 200 means that the session lives.
-    if !agent.live || replica.store.touch_sessions(&[agent.session]).await?.is_empty() {
+    if !agent.live {
         return Err(ApiError::session_ended());
     }
-    let cancel = replica.store.list_cancel_notices(agent.session).await?;
-    let status = find(replica, &body.agent_id).await?.status;
-    ok(&json!({"status": status, "cancel": cancel, "lost": [], "drain": false}))
+    let replica = &call.replica;
+    let listed = match body.running {
+        Some(names) => Some(named(replica, "running", names).await?),
+        None => None,
+    };
+    let running = listed.as_ref().map(|l| l.iter().filter_map(|(_, id)| *id).collect());
+    // Written before the answer: 200 means that the session lives.
+    let beat = AgentBeat { session: agent.session, running, arrived };
+    let heard = match replica.beat_agent(beat).await {
+        HeartbeatAnswer::Heard(heard) => heard,
+        HeartbeatAnswer::SessionEnded => return Err(ApiError::session_ended()),
+        HeartbeatAnswer::Unavailable => return Err(ApiError::database_away()),
+    };
+    let dropped: Vec<HeldLease> = heard
+        .dropped
+        .iter()
+        // The agent cannot list what it has not been told yet.
+        .filter(|(task_id, lease)| !replica.replies.contains(*task_id, *lease))
+        .map(|(task_id, lease)| HeldLease {
+            task_id: *task_id,
+            lease: *lease,
+            holder: agent.session,
+        })
+        .collect();
+    if !dropped.is_empty() {
+        tracing::warn!(
+            agent.id = body.agent_id,
+            tasks = dropped.len(),
+            "an agent does not list tasks that it holds; they go back to the queue"
+        );
+        let reason = "its agent no longer lists it";
+        end_all(replica, &dropped, &body.agent_id, Outcome::Lost, reason).await?;
+        replica.wake.ready();
+    }
+    let lost: Vec<String> = listed
+        .into_iter()
+        .flatten()
+        .filter(|(_, id)| id.is_none_or(|id| heard.lost.contains(&id)))
+        .map(|(name, _)| name)
+        .collect();
+    let status = if heard.draining { AgentStatus::Draining } else { AgentStatus::Online };
+    ok(&json!({"status": status, "cancel": heard.cancelled, "lost": lost, "drain": heard.draining}))
 }
 
 async fn deregister(call: Call) -> Answer {
@@ -291,6 +371,34 @@ async fn list(call: Call) -> Answer {
 async fn show(call: Call, id: &str) -> Answer {
     call.reader().await?;
     ok(&find(&call.replica, id).await?)
+}
+
+async fn delete(call: Call, id: String) -> Answer {
+    call.admin().await?;
+    AgentId::parse(&id).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    let replica = &call.replica;
+    let sessions = replica.store.delete_agent(&id).await?;
+    let sessions = sessions.ok_or_else(|| ApiError::not_found("there is no such agent"))?;
+    for session in sessions {
+        give_back(replica, session, &id, Outcome::Released, "its agent was deleted").await?;
+    }
+    tracing::info!(agent.id = id, "agent deleted; its id is free");
+    // Its polls, wherever they wait, are told.
+    replica.wake.ready();
+    ok(&json!({"agent_id": id, "status": "deleted"}))
+}
+
+async fn set_drained(call: Call, id: String, drained: bool) -> Answer {
+    call.admin().await?;
+    optional_json::<Nothing>(&call)?;
+    AgentId::parse(&id).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    let replica = &call.replica;
+    if !replica.store.set_agent_drained(&id, drained).await? {
+        return Err(ApiError::not_found("there is no such agent"));
+    }
+    tracing::info!(agent.id = id, drained, "agent drained or resumed");
+    replica.wake.ready();
+    ok(&find(replica, &id).await?)
 }
 
 #[cfg(test)]

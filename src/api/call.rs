@@ -347,6 +347,14 @@ impl Call {
         }
     }
 
+    /// Drain, resume, delete: admin only.
+    pub(super) async fn admin(&self) -> Result<(), ApiError> {
+        match self.principal().await? {
+            Principal::Admin => Ok(()),
+            _ => Err(ApiError::forbidden("this call needs the admin token")),
+        }
+    }
+
     /// A call of an agent, by its own token, or for it by admin. 404 for an agent that is unknown, 403 for another's.
     pub(super) async fn agent(&self, agent_id: &str) -> Result<AgentSession, ApiError> {
         match self.principal().await? {

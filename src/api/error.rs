@@ -146,6 +146,11 @@ impl ApiError {
         )
     }
 
+    /// 503: the database is away.
+    pub(super) fn database_away() -> Self {
+        Self::unavailable("the database is away; try again in a moment")
+    }
+
     /// 500: our mistake; the log has it.
     pub(super) fn internal() -> Self {
         Self::new(
@@ -191,7 +196,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         if error.is_unavailable() {
             tracing::warn!(error = %error_chain(&error), "a request could not be served: the database is away");
-            Self::unavailable("the database is away; try again in a moment")
+            Self::database_away()
         } else {
             tracing::error!(error = %error_chain(&error), "a request failed");
             Self::internal()

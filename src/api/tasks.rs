@@ -293,7 +293,9 @@ struct CancelBody {
 }
 
 /// A body that may be left out altogether.
-fn optional_json<T: Default + serde::de::DeserializeOwned>(call: &Call) -> Result<T, ApiError> {
+pub(super) fn optional_json<T: Default + serde::de::DeserializeOwned>(
+    call: &Call,
+) -> Result<T, ApiError> {
     match &call.body {
         Ok(body) if body.is_empty() => Ok(T::default()),
         _ => call.json(),

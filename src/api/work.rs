@@ -82,9 +82,7 @@ async fn dequeue(mut call: Call) -> Answer {
         }
         coordinator::Answer::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
         coordinator::Answer::SessionEnded => Err(ApiError::session_ended()),
-        coordinator::Answer::Unavailable => {
-            Err(ApiError::unavailable("the database is away; try again in a moment"))
-        }
+        coordinator::Answer::Unavailable => Err(ApiError::database_away()),
     }
 }
 

@@ -156,6 +156,7 @@ pub(super) async fn run(replica: &Arc<Replica>) {
                     () = prober.shutdown.triggered() => {}
                     () = tokio::time::sleep(pause.max(Duration::from_millis(200))) => {}
                     () = prober.hosts.probe_now.notified() => {}
+                    () = prober.wake.prober() => {}
                 }
             }
         });

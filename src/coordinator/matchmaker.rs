@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::Replica;
+use super::{Replica, Reply};
 use crate::{
     model::{Actor, CapabilitySet, Lease, SessionId, TaskId},
     store::{EndLease, HeldLease, Outcome, Waiter},
@@ -56,6 +56,8 @@ pub struct Place {
     session: SessionId,
     answer: Option<oneshot::Receiver<Answer>>,
     taken: Option<HeldLease>,
+    /// Until the reply is written.
+    reply: Option<Reply>,
 }
 
 impl Matchmaker {
@@ -73,7 +75,14 @@ impl Matchmaker {
         queue.1.push(Waiting { number, waiter: Waiter { session, capabilities }, once, reply });
         drop(queue);
         replica.wake.match_now();
-        Place { replica: Arc::clone(replica), number, session, answer: Some(answer), taken: None }
+        Place {
+            replica: Arc::clone(replica),
+            number,
+            session,
+            answer: Some(answer),
+            taken: None,
+            reply: None,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Vec<Waiting>)> {
@@ -106,6 +115,7 @@ impl Place {
             answer.try_recv().unwrap_or(Answer::Nothing)
         });
         if let Answer::Task(task_id, lease) = answered {
+            self.reply = Some(self.replica.replies.open(task_id, lease));
             self.taken = Some(HeldLease { task_id, lease, holder: self.session });
         }
         answered

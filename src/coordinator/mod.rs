@@ -23,6 +23,7 @@ mod machine;
 mod matchmaker;
 mod membership;
 mod reaper;
+mod replies;
 mod runner;
 mod scheduler;
 mod wake;
@@ -37,8 +38,9 @@ use uuid::Uuid;
 
 pub(crate) use self::runner::prompt_of;
 pub use self::{
-    heartbeats::Heartbeats,
+    heartbeats::{Answer as HeartbeatAnswer, Heartbeats},
     matchmaker::{Answer, Matchmaker, Place},
+    replies::{Replies, Reply},
     wake::Wake,
 };
 use crate::{
@@ -115,6 +117,8 @@ pub struct Replica {
     pub matchmaker: Matchmaker,
     /// Who has called.
     pub heartbeats: Heartbeats,
+    /// What is handed out right now.
+    pub replies: Replies,
     /// When to stop.
     pub shutdown: Shutdown,
     /// A connection of its own, so that a busy pool delays no heartbeat.
@@ -155,6 +159,7 @@ impl Replica {
             wake: Wake::new(),
             matchmaker: Matchmaker::default(),
             heartbeats: Heartbeats::default(),
+            replies: Replies::default(),
             shutdown,
             pulse,
             hosts,

@@ -19,6 +19,8 @@ enum Hint {
     Ready,
     /// A lease was ended by somebody else than its holder.
     Revoked,
+    /// Somebody wants to know how the hosts are.
+    Probe,
 }
 
 impl Hint {
@@ -26,6 +28,7 @@ impl Hint {
         match self {
             Self::Ready => "ready",
             Self::Revoked => "revoked",
+            Self::Probe => "probe",
         }
     }
 }
@@ -36,6 +39,7 @@ pub struct Wake {
     matchmaker: Notify,
     dispatcher: Notify,
     revoked: watch::Sender<u64>,
+    probers: Notify,
     outgoing: Mutex<BTreeSet<Hint>>,
     sender: Notify,
 }
@@ -47,6 +51,7 @@ impl Wake {
             matchmaker: Notify::new(),
             dispatcher: Notify::new(),
             revoked: watch::Sender::new(0),
+            probers: Notify::new(),
             outgoing: Mutex::default(),
             sender: Notify::new(),
         }
@@ -64,11 +69,18 @@ impl Wake {
         self.tell(Hint::Revoked);
     }
 
+    /// Every replica is to probe its hosts now.
+    pub fn probe(&self) {
+        self.wake(Hint::Probe);
+        self.tell(Hint::Probe);
+    }
+
     /// Another replica, or plain SQL, said this. What is unknown wakes everybody.
     pub(super) fn heard(&self, payload: &str) {
         match payload {
             "ready" => self.wake(Hint::Ready),
             "revoked" => self.wake(Hint::Revoked),
+            "probe" => self.wake(Hint::Probe),
             _ => self.wake_all(),
         }
     }
@@ -99,6 +111,11 @@ impl Wake {
         self.dispatcher.notified().await;
     }
 
+    /// Ends when the hosts are to be probed now.
+    pub(super) async fn prober(&self) {
+        self.probers.notified().await;
+    }
+
     /// Changes whenever some lease was revoked.
     pub(super) fn subscribe_revoked(&self) -> watch::Receiver<u64> {
         self.revoked.subscribe()
@@ -111,6 +128,7 @@ impl Wake {
                 self.dispatcher.notify_one();
             }
             Hint::Revoked => self.revoked.send_modify(|n| *n += 1),
+            Hint::Probe => self.probers.notify_waiters(),
         }
     }
 

@@ -63,6 +63,16 @@ pub struct HostAgent {
     pub parked_until: Option<Timestamp>,
 }
 
+/// What one live replica's newest probe of a host found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
+pub struct HostCheck {
+    pub replica_id: String,
+    pub online: bool,
+    pub reason: Option<String>,
+    pub checked_at: Option<Timestamp>,
+}
+
 /// A host as the API answers it.
 #[derive(Debug, Clone, Serialize)]
 #[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
@@ -73,4 +83,5 @@ pub struct Host {
     pub reason: Option<String>,
     pub agents: Vec<HostAgent>,
     pub checked_at: Option<Timestamp>,
+    pub replicas: Vec<HostCheck>,
 }

@@ -10,7 +10,7 @@ mod task;
 mod text;
 mod transition;
 
-pub use agent::{Agent, AgentStatus, Host, HostAgent, HostAgentId, HostStatus};
+pub use agent::{Agent, AgentStatus, Host, HostAgent, HostAgentId, HostCheck, HostStatus};
 pub use capability::{
     CapabilitySet, InvalidCapability, MAX_CAPABILITIES, priority_from_labels, requirement_of_label,
 };

@@ -1,4 +1,4 @@
-//! Agents: registration, tokens, heartbeats.
+//! Agents: registration, tokens, drain, removal.
 
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use super::{
     error::retry,
     rows::{get, word},
     statement::{
-        BEGIN_SESSION, END_SESSIONS_OF, FIND_AGENT_BY_TOKEN, FIND_AGENT_SESSION, LIST_AGENTS,
-        LIST_CANCEL_NOTICES, LOCK_AGENT, UPSERT_AGENT, USE_TOKEN,
+        BEGIN_SESSION, CHECK_SESSIONS, DELETE_AGENT, END_SESSIONS_OF, FIND_AGENT_BY_TOKEN,
+        FIND_AGENT_SESSION, LIST_AGENTS, LOCK_AGENT, LOCK_AGENT_SESSION, RESUME_LEASES,
+        SET_AGENT_DRAINED, UPSERT_AGENT, USE_TOKEN,
     },
 };
-use crate::model::{Agent, AgentId, AgentStatus, CapabilitySet, SessionId, TaskId};
+use crate::model::{Actor, Agent, AgentId, AgentStatus, CapabilitySet, Lease, SessionId, TaskId};
 
 /// What an agent says of itself.
 #[derive(Debug, Clone)]
@@ -46,8 +47,10 @@ pub enum Credential {
 pub struct Registered {
     /// Its new session.
     pub session: SessionId,
-    /// The session that this one replaces; its leases go back to the queue.
+    /// The sessions that this one replaces; what they still hold goes back to the queue.
     pub replaced: Vec<SessionId>,
+    /// Leases that have passed to the new session.
+    pub resumed: Vec<(TaskId, Lease)>,
 }
 
 /// Why an agent may not register.
@@ -93,17 +96,32 @@ pub struct AgentFilter {
 }
 
 impl Store {
-    /// Registers an agent: a new session and a new token, given as its digest. The caller ends the leases of the replaced session.
+    /// Registers an agent: a new session and a new token, given as its digest. What it still works on (`resume`) passes to
+    /// the new session in the same transaction; the caller ends the other leases of the replaced sessions.
     pub async fn register_agent(
         &self,
         registration: &Registration,
         credential: Credential,
         token_digest: &[u8; 32],
         ttl: Duration,
+        resume: &[TaskId],
     ) -> Result<Result<Registered, RegisterRefused>, StoreError> {
         let mut tries = 0;
+        // Kept over all tries: one whose commit went through unheard has replaced a session that the next does not see.
+        let mut replaced = Vec::new();
         loop {
-            match retry!(self.register_once(registration, credential, token_digest, ttl).await) {
+            let once = retry!(
+                self.register_once(
+                    registration,
+                    credential,
+                    token_digest,
+                    ttl,
+                    resume,
+                    &mut replaced
+                )
+                .await
+            );
+            match once {
                 // The same agent registers elsewhere at this moment; the later one replaces the earlier.
                 Err(e) if tries < 5 && e.is_unique_violation("sessions_live") => tries += 1,
                 result => return result,
@@ -117,6 +135,8 @@ impl Store {
         credential: Credential,
         token_digest: &[u8; 32],
         ttl: Duration,
+        resume: &[TaskId],
+        replaced: &mut Vec<SessionId>,
     ) -> Result<Result<Registered, RegisterRefused>, StoreError> {
         let agent_id = registration.agent_id.as_str();
         if self.is_host_id(agent_id).await? {
@@ -125,7 +145,10 @@ impl Store {
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
         let ended = END_SESSIONS_OF.rows(&tx, &[&"agent", &agent_id, &"registered anew"]).await?;
+        replaced.extend(ended.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))));
         if let Some(known) = LOCK_AGENT.row(&tx, &[&agent_id]).await? {
+            // Its newest session, even if it has just been found silent: what nobody has requeued yet can be resumed.
+            replaced.push(SessionId(get::<Uuid>(&known, "session_id")));
             let allowed = match credential {
                 Credential::Admin => true,
                 Credential::Enrollment => {
@@ -161,11 +184,75 @@ impl Store {
                 ],
             )
             .await?;
+        replaced.sort_unstable();
+        replaced.dedup();
+        let mut resumed = Vec::new();
+        if !resume.is_empty() {
+            let tasks: Vec<Uuid> = resume.iter().map(|t| t.0).collect();
+            let before: Vec<Uuid> = replaced.iter().map(|s| s.0).collect();
+            let actor = Actor::Agent(agent_id.to_owned()).to_string();
+            let rows = RESUME_LEASES.rows(&tx, &[&tasks, &before, &session, &actor]).await?;
+            resumed.extend(
+                rows.iter().map(|r| (TaskId(get::<Uuid>(r, "task_id")), Lease(get(r, "lease")))),
+            );
+        }
         commit(tx).await?;
-        Ok(Ok(Registered {
-            session: SessionId(session),
-            replaced: ended.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))).collect(),
-        }))
+        Ok(Ok(Registered { session: SessionId(session), replaced: replaced.clone(), resumed }))
+    }
+
+    /// Forgets an agent: its id is free, its tokens are worth nothing, its session has ended. Returns the sessions whose
+    /// leases the caller gives back; `None` when there is no such agent.
+    pub async fn delete_agent(&self, agent_id: &str) -> Result<Option<Vec<SessionId>>, StoreError> {
+        // Kept over all tries: one whose commit went through unheard leaves nothing for the next to find.
+        let mut sessions = Vec::new();
+        loop {
+            if retry!(self.delete_agent_once(agent_id, &mut sessions).await)? {
+                sessions.sort_unstable();
+                sessions.dedup();
+                return Ok((!sessions.is_empty()).then_some(sessions));
+            }
+        }
+    }
+
+    /// False when the agent has registered anew at this moment: do it again.
+    async fn delete_agent_once(
+        &self,
+        agent_id: &str,
+        sessions: &mut Vec<SessionId>,
+    ) -> Result<bool, StoreError> {
+        let mut client = self.client().await?;
+        let tx = begin(&mut client).await?;
+        let ended = END_SESSIONS_OF.rows(&tx, &[&"agent", &agent_id, &"deleted"]).await?;
+        let Some(row) = DELETE_AGENT.row(&tx, &[&agent_id]).await? else { return Ok(true) };
+        let newest: Uuid = get(&row, "session_id");
+        let state = CHECK_SESSIONS.row(&tx, &[&vec![newest]]).await?;
+        if state.is_some_and(|s| !get::<bool>(&s, "ended")) {
+            return Ok(false);
+        }
+        sessions.extend(ended.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))));
+        sessions.push(SessionId(newest));
+        commit(tx).await?;
+        Ok(true)
+    }
+
+    /// Lets an agent take nothing new, or take work again. Claims that are under way have ended when this returns. False
+    /// when there is no such agent.
+    pub async fn set_agent_drained(
+        &self,
+        agent_id: &str,
+        drained: bool,
+    ) -> Result<bool, StoreError> {
+        retry!(
+            async {
+                let mut client = self.client().await?;
+                let tx = begin(&mut client).await?;
+                LOCK_AGENT_SESSION.row(&tx, &[&agent_id]).await?;
+                let known = SET_AGENT_DRAINED.row(&tx, &[&agent_id, &drained]).await?.is_some();
+                commit(tx).await?;
+                Ok(known)
+            }
+            .await
+        )
     }
 
     /// Whose token this is. The first use of a new token ends the one before.
@@ -189,13 +276,6 @@ impl Store {
     ) -> Result<Option<AgentSession>, StoreError> {
         let client = self.client().await?;
         FIND_AGENT_SESSION.row(&client, &[&agent_id]).await?.as_ref().map(agent_session).transpose()
-    }
-
-    /// Leases of this session that were cancelled lately.
-    pub async fn list_cancel_notices(&self, session: SessionId) -> Result<Vec<TaskId>, StoreError> {
-        let client = self.client().await?;
-        let rows = LIST_CANCEL_NOTICES.rows(&client, &[&session.0]).await?;
-        Ok(rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect())
     }
 
     /// A page of agents by id.

@@ -6,13 +6,13 @@ use super::{
     error::retry,
     rows::{self, get, word},
     statement::{
-        CHECK_HOST_ID, DELETE_HOST_AGENTS, INSERT_REPLICA_HOST, LIST_HOSTS, SET_HOST_PROBE,
-        SET_HOSTS_LISTED, UPSERT_HOST, UPSERT_HOST_AGENTS,
+        CHECK_HOST_ID, DELETE_HOST_AGENTS, INSERT_REPLICA_HOST, LIST_HOSTS, LOCK_HOST_AGENTS,
+        SET_HOST_DRAINED, SET_HOST_PROBE, SET_HOSTS_LISTED, UPSERT_HOST, UPSERT_HOST_AGENTS,
     },
 };
 use crate::{
     config,
-    model::{Host, HostAgentId, SessionId},
+    model::{Host, HostAgentId, HostStatus, SessionId},
 };
 
 /// The hosts of one boot of a replica.
@@ -46,6 +46,18 @@ pub struct HostProbe {
     pub reason: Option<String>,
     /// Agent types whose CLI was not found.
     pub missing: Vec<String>,
+}
+
+/// What a list of hosts is narrowed to.
+#[derive(Debug, Clone, Default)]
+#[expect(missing_docs, reason = "the fields are the query parameters of GET /api/v1/hosts")]
+pub struct HostFilter {
+    pub host_id: Option<String>,
+    pub status: Option<HostStatus>,
+    /// Only ids above: the next page.
+    pub after: Option<String>,
+    /// How many, at most.
+    pub limit: i64,
 }
 
 impl Store {
@@ -120,15 +132,35 @@ impl Store {
         Ok(())
     }
 
+    /// Gives a host nothing new, or gives it work again. Claims that are under way have ended when this returns. False when
+    /// there is no such host.
+    pub async fn set_host_drained(&self, host_id: &str, drained: bool) -> Result<bool, StoreError> {
+        retry!(
+            async {
+                let mut client = self.client().await?;
+                let tx = begin(&mut client).await?;
+                let known = SET_HOST_DRAINED.row(&tx, &[&host_id, &drained]).await?.is_some();
+                LOCK_HOST_AGENTS.rows(&tx, &[&host_id]).await?;
+                commit(tx).await?;
+                Ok(known)
+            }
+            .await
+        )
+    }
+
     /// A page of hosts by id.
-    pub async fn list_hosts(
-        &self,
-        after: Option<&str>,
-        limit: i64,
-    ) -> Result<Vec<Host>, StoreError> {
+    pub async fn list_hosts(&self, filter: &HostFilter) -> Result<Vec<Host>, StoreError> {
         let client = self.client().await?;
         LIST_HOSTS
-            .rows(&client, &[&after, &limit])
+            .rows(
+                &client,
+                &[
+                    &filter.host_id,
+                    &filter.status.map(HostStatus::as_str),
+                    &filter.after,
+                    &filter.limit,
+                ],
+            )
             .await?
             .iter()
             .map(|row| {
@@ -139,6 +171,7 @@ impl Store {
                     reason: get(row, "reason"),
                     agents: rows::json(row, "agents")?.unwrap_or_default(),
                     checked_at: get(row, "checked_at"),
+                    replicas: rows::json(row, "replicas")?.unwrap_or_default(),
                 })
             })
             .collect()

@@ -12,7 +12,7 @@ use super::{
     rows::{get, word},
     statement::{
         CHECK_LEASE, END_LEASES, FIND_RECEIPT, LIST_EXPIRED_LEASES, LIST_LOST_LEASES,
-        LIST_PENDING_ISSUES, LIST_SESSION_LEASES, RESUME_LEASES, START_TASK,
+        LIST_PENDING_ISSUES, LIST_SESSION_LEASES, START_TASK,
     },
 };
 use crate::model::{Actor, ExecutionMode, Lease, Receipt, SessionId, Status, TaskId};
@@ -258,23 +258,6 @@ impl Store {
     ) -> Result<Vec<HeldLease>, StoreError> {
         let client = self.client().await?;
         Ok(LIST_SESSION_LEASES.rows(&client, &[&session.0]).await?.iter().map(held_lease).collect())
-    }
-
-    /// Passes leases of an agent's session to the one that replaces it. Returns those that it had.
-    pub async fn resume_leases(
-        &self,
-        tasks: &[TaskId],
-        from: SessionId,
-        to: SessionId,
-        actor: &Actor,
-    ) -> Result<Vec<(TaskId, Lease)>, StoreError> {
-        let client = self.client().await?;
-        let ids: Vec<Uuid> = tasks.iter().map(|t| t.0).collect();
-        let rows = RESUME_LEASES.rows(&client, &[&ids, &from.0, &to.0, &actor.to_string()]).await?;
-        Ok(rows
-            .iter()
-            .map(|r| (TaskId(get::<Uuid>(r, "task_id")), Lease(get(r, "lease"))))
-            .collect())
     }
 
     /// Leases of agents whose session has ended, with the reason of its end.

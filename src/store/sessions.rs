@@ -11,7 +11,7 @@ use super::{
     rows::get,
     statement::{
         BEAT_REPLICA, BEGIN_SESSION, END_SESSION, END_SESSIONS_OF, END_SILENT_SESSIONS,
-        READ_IDENTITY, TOUCH_SESSIONS, UPSERT_REPLICA,
+        READ_IDENTITY, UPSERT_REPLICA,
     },
 };
 use crate::model::SessionId;
@@ -81,17 +81,6 @@ impl Store {
         let client = self.client().await?;
         END_SESSION.run(&client, &[&session.0, &reason]).await?;
         Ok(())
-    }
-
-    /// Heartbeats in a batch. Returns the sessions that live.
-    pub async fn touch_sessions(
-        &self,
-        sessions: &[SessionId],
-    ) -> Result<Vec<SessionId>, StoreError> {
-        let client = self.client().await?;
-        let ids: Vec<Uuid> = sessions.iter().map(|s| s.0).collect();
-        let rows = TOUCH_SESSIONS.rows(&client, &[&ids]).await?;
-        Ok(rows.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))).collect())
     }
 
     /// Ends sessions that are silent for longer than their ttl, as far as this replica may judge.

@@ -1,5 +1,7 @@
 //! Tasks, read.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -8,7 +10,9 @@ use super::{
     connection::{begin_snapshot, commit},
     rows,
     rows::get,
-    statement::{FIND_TASK, GET_TASKS, LIST_RECEIPTS, LIST_TASK_EVENTS, LIST_TASKS},
+    statement::{
+        FIND_TASK, FIND_TASKS_BY_KEY, GET_TASKS, LIST_RECEIPTS, LIST_TASK_EVENTS, LIST_TASKS,
+    },
 };
 use crate::model::{
     Event, ExecutionMode, Lease, Source, Status, StoredReceipt, Task, TaskId, TaskRef,
@@ -41,6 +45,30 @@ impl Store {
                 Ok(row.map(|r| TaskId(get::<Uuid>(&r, "task_id"))))
             }
         }
+    }
+
+    /// The same for many, in the order given.
+    pub async fn resolve_all(&self, tasks: &[TaskRef]) -> Result<Vec<Option<TaskId>>, StoreError> {
+        let keys: Vec<&str> = tasks
+            .iter()
+            .filter_map(|task| match task {
+                TaskRef::Key(key) => Some(key.as_str()),
+                TaskRef::Id(_) => None,
+            })
+            .collect();
+        let mut known: HashMap<String, TaskId> = HashMap::new();
+        if !keys.is_empty() {
+            let client = self.client().await?;
+            let rows = FIND_TASKS_BY_KEY.rows(&client, &[&keys]).await?;
+            known.extend(
+                rows.iter().map(|r| (get::<String>(r, "key"), TaskId(get::<Uuid>(r, "task_id")))),
+            );
+        }
+        let id = |task: &TaskRef| match task {
+            TaskRef::Id(id) => Some(*id),
+            TaskRef::Key(key) => known.get(key).copied(),
+        };
+        Ok(tasks.iter().map(id).collect())
     }
 
     /// One task in full.

@@ -78,6 +78,13 @@ fn fields() -> Vec<(&'static str, &'static str, &'static str, bool, Vec<Value>)>
             false,
             vec![json!([nul()]), json!([long(501)]), json!(vec!["k"; 10_001])],
         ),
+        (
+            "/api/v1/agents/heartbeat",
+            "running",
+            "texts",
+            false,
+            vec![json!([nul()]), json!([long(501)]), json!(vec!["k"; 10_001])],
+        ),
         (create, "title", "text", true, vec![json!(""), json!(" \n"), nul(), long(1_001)]),
         (create, "body", "text", false, vec![nul()]),
         (

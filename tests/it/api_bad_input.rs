@@ -97,7 +97,11 @@ async fn another_content_type_is_a_415_and_another_method_a_405() {
             // `dequeue` may also be a task's key, `register` an agent's name, and an agent can be deleted.
             let is_name = method == Method::GET
                 && (endpoint.path.ends_with("/dequeue") || endpoint.path.contains("/agents/"));
-            let is_deleted = method == Method::DELETE && endpoint.name.ends_with("{agent}");
+            let is_deleted = method == Method::DELETE
+                && endpoint
+                    .path
+                    .rsplit_once('/')
+                    .is_some_and(|(list, _)| list.ends_with("/agents"));
             if known.contains(&&method) || is_name || is_deleted {
                 continue;
             }

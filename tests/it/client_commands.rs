@@ -98,6 +98,61 @@ async fn a_task_is_submitted_looked_at_and_steered() {
 }
 
 #[tokio::test]
+async fn agents_and_hosts_are_checked_drained_and_resumed() {
+    let host = SshHost::start("true").await;
+    let db = Db::new().await;
+    // The second host's address answers to nobody.
+    let away = host.toml.replacen("host_id = \"h1\"", "host_id = \"h2\"", 1);
+    let (away, _) = away.split_once("[cli.").unwrap();
+    let away: String =
+        away.lines()
+            .map(|l| {
+                if l.starts_with("ssh_port") {
+                    "ssh_port = 1\n".to_owned()
+                } else {
+                    format!("{l}\n")
+                }
+            })
+            .collect();
+    let mut serve = Serve::start(db.url(), "a", &format!("{TOKENS}{}{away}", host.toml));
+    serve.ready().await;
+    db.execute(
+        "with s as (insert into fleet.sessions (kind, subject, ttl) values ('agent', 'ag', interval '1 hour') returning session_id)
+         insert into fleet.agents (agent_id, agent_type, hostname, capabilities, max_concurrency, session_id, token_digest)
+         select 'ag', 't', 'h', '{}', 1, session_id, '\\x00' from s",
+    )
+    .await;
+    let admin = async |args: &[&str]| with(&serve, "admin-token", args).await;
+    let said = admin(&["hosts", "check", "h1"]).await;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stdout.contains("h1") && said.stdout.contains("online"), "{}", said.stdout);
+    for (noun, id) in [("agents", "ag"), ("hosts", "h1")] {
+        let said = admin(&[noun, "drain", id]).await;
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(said.stdout.contains(id) && said.stdout.contains("draining"), "{}", said.stdout);
+        let said = admin(&[noun, "resume", id, "--json"]).await;
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let shown: Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!(shown["status"], "online");
+        let said = admin(&[noun, "drain", "no-such-name"]).await;
+        assert_eq!(said.code, Some(1));
+        assert!(said.stderr.contains("there is no such"), "{}", said.stderr);
+        assert_eq!(admin(&[noun, "drain"]).await.code, Some(2));
+        let said = with(&serve, "operator-token", &[noun, "drain", id]).await;
+        assert_eq!(said.code, Some(1));
+        assert!(said.stderr.contains("admin token"), "{}", said.stderr);
+    }
+    // All of them, and one is not reached.
+    let said = admin(&["hosts", "check", "--json"]).await;
+    assert_eq!(said.code, Some(1), "{}", said.stdout);
+    assert!(said.stderr.contains("h2") && !said.stderr.contains("h1"), "{}", said.stderr);
+    let shown: Value = serde_json::from_str(&said.stdout).unwrap();
+    let found = &shown["items"][1]["replicas"][0];
+    assert_eq!((&found["replica_id"], &found["online"]), (&json!("a"), &json!(false)), "{shown}");
+    assert!(found["reason"].is_string() && found["checked_at"].is_string());
+}
+
+#[tokio::test]
 async fn a_task_that_fails_makes_waiting_for_it_fail() {
     let host = SshHost::start("cat >/dev/null; echo sorry >&2; exit 3").await;
     let db = Db::new().await;

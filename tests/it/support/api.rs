@@ -25,6 +25,8 @@ pub(crate) enum Needs {
     Enrollment,
     /// The agent's own token.
     Agent,
+    /// The admin token.
+    Admin,
     /// A signature.
     Signature,
 }
@@ -46,13 +48,13 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Whether its body may be left out.
     pub(crate) fn may_be_empty(&self) -> bool {
-        self.name.ends_with("/retry") || self.name.ends_with("/cancel")
+        ["/retry", "/cancel", "/drain", "/resume"].iter().any(|act| self.name.ends_with(act))
     }
 }
 
 /// All of them, about this task, by this agent.
 pub(crate) fn endpoints(task_id: &str, agent_id: &str, lease: i64) -> Vec<Endpoint> {
-    use Needs::{Agent, Enrollment, Nothing, Operator, Reader, ReaderOrHolder, Signature};
+    use Needs::{Admin, Agent, Enrollment, Nothing, Operator, Reader, ReaderOrHolder, Signature};
     let mut all = Vec::new();
     let mut add = |method: Method, name: &'static str, body: Value, needs, limit| {
         let path = name.replace("{id}", task_id).replace("{agent}", agent_id);
@@ -98,7 +100,10 @@ pub(crate) fn endpoints(task_id: &str, agent_id: &str, lease: i64) -> Vec<Endpoi
     add(post.clone(), "/api/v1/tasks/{id}/assign", target, Operator, 1);
     add(post.clone(), "/api/v1/tasks/{id}/retry", json!({}), Operator, 1);
     add(post.clone(), "/api/v1/tasks/{id}/cancel", json!({}), Operator, 1);
+    add(post.clone(), "/api/v1/agents/{agent}/drain", json!({}), Admin, 1);
+    add(post.clone(), "/api/v1/agents/{agent}/resume", json!({}), Admin, 1);
     add(post.clone(), "/api/v1/agents/deregister", json!({"agent_id": agent_id}), Agent, 1);
+    add(Method::DELETE, "/api/v1/agents/{agent}", Value::Null, Admin, 1);
     add(post, "/api/v1/webhooks/forgejo", json!({}), Signature, 5);
     all
 }

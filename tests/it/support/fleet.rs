@@ -78,9 +78,8 @@ pub(crate) async fn agent_for(
         metadata: serde_json::json!({}),
     };
     let token: [u8; 32] = Sha256::digest(uuid::Uuid::now_v7().as_bytes()).into();
-    let registered =
-        store.register_agent(&registration, Credential::Admin, &token, ttl).await.unwrap().unwrap();
-    registered.session
+    let registered = store.register_agent(&registration, Credential::Admin, &token, ttl, &[]).await;
+    registered.unwrap().unwrap().session
 }
 
 /// A host of one CLI, `ok`.
