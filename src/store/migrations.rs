@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
 
-use super::{Store, StoreError, connection};
+use super::{Store, StoreError, connection, definitions};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -20,6 +20,8 @@ const LOCK: i64 = 0x66_6c_65_65_74;
 pub struct Migrated {
     /// Names of the migrations applied now, `V0001__schema` and so on.
     pub applied: Vec<String>,
+    /// True when the views were made or made anew.
+    pub views: bool,
 }
 
 /// Names of the migrations that this program embeds.
@@ -34,9 +36,9 @@ fn runner() -> refinery::Runner {
 }
 
 impl Store {
-    /// Applies what is missing. Safe on all replicas at once: a polled try-lock, on the very connection that migrates.
-    /// Polled, because a session that waits inside `pg_advisory_lock` holds a snapshot, which `create index
-    /// concurrently` would wait for: a deadlock.
+    /// Applies what is missing, then the views. Safe on all replicas at once: a polled try-lock, on the very connection
+    /// that migrates. Polled, because a session that waits inside `pg_advisory_lock` holds a snapshot, which `create
+    /// index concurrently` would wait for: a deadlock.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         let mut client = self.dedicated().await?;
         let sql = |source| StoreError::Statement { statement: "migrate", source };
@@ -55,14 +57,16 @@ impl Store {
         }
         client.batch_execute("create schema if not exists fleet").await.map_err(sql)?;
         let report = runner().run_async(&mut client).await.map_err(StoreError::Migration)?;
+        let views = definitions::apply(&mut client).await?;
         // The lock goes with the connection.
         Ok(Migrated {
             applied: report.applied_migrations().iter().map(ToString::to_string).collect(),
+            views,
         })
     }
 
-    /// Checks that every migration that this program knows has been applied, unaltered. A newer schema is fine: the
-    /// expand → contract rule (`migrations/README.md`) keeps it usable.
+    /// Checks that every migration that this program knows has been applied, unaltered, and so have its views. A newer
+    /// schema is fine: the expand → contract rule (`migrations/README.md`) keeps it usable.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let mut client = self.client().await?;
         let client: &mut Client = &mut client;
@@ -92,7 +96,13 @@ impl Store {
                 Some(_) => {}
             }
         }
-        Ok(())
+        if definitions::is_known(client).await? {
+            Ok(())
+        } else {
+            Err(StoreError::Schema(
+                "the database lacks the views of this version; run `agent-fleet migrate`, or serve with --migrate".into(),
+            ))
+        }
     }
 
     /// A connection of its own, outside the pool; closed when dropped.

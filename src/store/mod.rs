@@ -8,6 +8,7 @@ mod agents;
 mod claims;
 mod connection;
 mod create;
+mod definitions;
 mod error;
 mod events;
 mod heartbeats;
@@ -32,6 +33,7 @@ pub use agents::{
 pub use claims::{PullClaims, PushClaim, Waiter};
 pub use connection::Store;
 pub use create::{Created, NewTask};
+pub use definitions::view_names;
 pub use error::StoreError;
 pub use events::EventPlace;
 pub use heartbeats::{AgentBeat, Heard};

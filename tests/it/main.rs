@@ -41,5 +41,6 @@ mod statements;
 mod support;
 mod takeover;
 mod vanished;
+mod views;
 mod wake;
 mod webhook;

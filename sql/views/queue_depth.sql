@@ -1,0 +1,28 @@
+-- Purpose: how much there is to do: unended tasks by lane, mode and status (pinned ones apart from leased
+--          ones), and how old the oldest is.
+-- Index:   tasks_ready_pull, tasks_ready_push, tasks_held, tasks_due, joined as bitmaps; each arm of the condition is the
+--          predicate of one. With most of the table waiting, one scan of it.
+create or replace view fleet.queue_depth as
+select q.lane_id, l.capabilities, q.execution_mode, q.status, q.tasks, now() - q.oldest_at as oldest_age,
+       case when not q.held then fleet.waiting_reason(q.status, q.execution_mode, null, l.capabilities, q.lane_id)
+       end as waiting_reason,
+       l.paused_at is not null as paused
+  from (select t.lane_id, t.execution_mode, t.status, t.holder is not null as held, count(*) as tasks,
+               min(case when t.status = 'created' then t.ready_at else t.created_at end) as oldest_at
+          from fleet.tasks t
+         where (t.status = 'created' and t.execution_mode in ('http_pull', 'undecided'))
+            or (t.status = 'created' and t.execution_mode in ('ssh_cli', 'undecided'))
+            or t.holder is not null or t.pinned_to is not null or t.status = 'review_pending'
+            or t.due_at is not null
+         group by t.lane_id, t.execution_mode, t.status, t.holder is not null) q
+  left join fleet.lanes l on l.lane_id = q.lane_id;
+
+comment on view fleet.queue_depth is 'How much there is to do: unended tasks by lane, mode and status.';
+comment on column fleet.queue_depth.lane_id is 'The lane; null while a task that came by SQL has none yet.';
+comment on column fleet.queue_depth.capabilities is 'What tasks of the lane require.';
+comment on column fleet.queue_depth.execution_mode is 'undecided, ssh_cli or http_pull.';
+comment on column fleet.queue_depth.status is 'As the API has it. A task that the forge completed while it was held counts until its lease ends.';
+comment on column fleet.queue_depth.tasks is 'How many. Exact.';
+comment on column fleet.queue_depth.oldest_age is 'For created tasks: since the oldest of them last became ready. Else: since the oldest was made.';
+comment on column fleet.queue_depth.waiting_reason is 'Why the tasks wait, in the words of the API; null for those that do not.';
+comment on column fleet.queue_depth.paused is 'Whether an operator has paused the lane.';

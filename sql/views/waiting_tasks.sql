@@ -1,0 +1,43 @@
+-- Purpose: what waits, and for what. The reason of a ready task depends on its lane and mode alone: it is asked once for
+--          each of those, and not for each task.
+-- Index:   tasks_ready_pull, tasks_ready_push, tasks_held, tasks_due, joined as bitmaps; task_specs_pkey when the text
+--          is selected.
+create or replace view fleet.waiting_tasks as
+with reason as materialized (
+  select lane_id, execution_mode, waiting_reason from fleet.lane_reasons
+)
+select t.task_id, t.key, s.title, s.capabilities, t.lane_id,
+       (array['low', 'normal', 'high', 'urgent'])[t.priority + 1] as priority, t.status, t.execution_mode,
+       case when t.status = 'scheduled' then (select fleet.waiting_reason('scheduled', 'undecided', null, null, null))
+            when t.status = 'assigned' then (select fleet.waiting_reason('assigned', 'undecided', null, null, null))
+            else r.waiting_reason end as waiting_reason,
+       now() - case when t.status = 'created' then t.ready_at else t.created_at end as waiting_for,
+       t.pinned_to, t.due_at, t.attempt, t.retry_count, t.max_retries, t.error, t.source, t.seq, t.created_at
+  from fleet.tasks t
+  left join reason r on r.lane_id = t.lane_id and r.execution_mode = t.execution_mode
+  left join fleet.task_specs s on s.task_id = t.task_id and s.version = t.spec_version
+ where (t.status = 'created' and t.execution_mode in ('http_pull', 'undecided'))
+    or (t.status = 'created' and t.execution_mode in ('ssh_cli', 'undecided'))
+    or (t.due_at is not null and t.status = 'scheduled')
+    or (t.pinned_to is not null and t.status = 'assigned' and t.holder is null);
+
+comment on view fleet.waiting_tasks is 'What waits, and for what. Ask it with a limit, for one key, or grouped: it has a row for each waiting task.';
+comment on column fleet.waiting_tasks.task_id is 'The task.';
+comment on column fleet.waiting_tasks.key is 'Its name: org/repo#42 for an issue, else what its maker chose, else its id.';
+comment on column fleet.waiting_tasks.title is 'Its title.';
+comment on column fleet.waiting_tasks.capabilities is 'What it requires.';
+comment on column fleet.waiting_tasks.lane_id is 'Its lane; null until the scheduler has given it one.';
+comment on column fleet.waiting_tasks.priority is 'low, normal, high or urgent.';
+comment on column fleet.waiting_tasks.status is 'created, scheduled, or assigned (pinned and not leased).';
+comment on column fleet.waiting_tasks.execution_mode is 'undecided, ssh_cli or http_pull.';
+comment on column fleet.waiting_tasks.waiting_reason is 'Why it waits, in the words of the API; null for the moment until a task that came by SQL has its lane.';
+comment on column fleet.waiting_tasks.waiting_for is 'Since it last became ready; for what is not ready: since it was made.';
+comment on column fleet.waiting_tasks.pinned_to is 'The agent or host that an operator chose.';
+comment on column fleet.waiting_tasks.due_at is 'When a scheduled one becomes ready, or a reservation runs out.';
+comment on column fleet.waiting_tasks.attempt is 'Attempts so far.';
+comment on column fleet.waiting_tasks.retry_count is 'Retries so far.';
+comment on column fleet.waiting_tasks.max_retries is 'Retries that it may have.';
+comment on column fleet.waiting_tasks.error is 'Why the last attempt failed.';
+comment on column fleet.waiting_tasks.source is 'api, cli, sql or forgejo.';
+comment on column fleet.waiting_tasks.seq is 'Order of making; within a lane and a priority the lowest goes first.';
+comment on column fleet.waiting_tasks.created_at is 'When it was made.';
