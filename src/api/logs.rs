@@ -70,7 +70,9 @@ async fn read(call: Call, id: &str) -> Answer {
     let task = current(&call.replica, id).await?;
     let store = &call.replica.store;
     let events = match principal {
-        super::call::Principal::Agent(_) => store.list_task_events(id).await?,
+        super::call::Principal::Agent(_) | super::call::Principal::SharedAgent => {
+            store.list_task_events(id).await?
+        }
         _ => Vec::new(),
     };
     may_see(principal, &task, &events)?;

@@ -13,7 +13,9 @@ mod health;
 mod hosts;
 mod limits;
 mod logs;
+mod queues;
 mod receipts;
+mod stats;
 mod task_body;
 mod tasks;
 mod webhook;
@@ -55,6 +57,10 @@ pub fn routes(
         .or(hosts::routes(replica))
         .unify()
         .or(events::routes(replica))
+        .unify()
+        .or(queues::routes(replica))
+        .unify()
+        .or(stats::routes(replica))
         .unify()
         .or(webhook::routes(replica))
         .unify()

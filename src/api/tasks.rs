@@ -199,6 +199,12 @@ pub(super) fn may_see(
 ) -> Result<(), ApiError> {
     match principal {
         Principal::Admin | Principal::Operator | Principal::Viewer => Ok(()),
+        // Any agent's is its own.
+        Principal::SharedAgent => {
+            let agents = task.assigned_agent_id.is_some()
+                || events.iter().any(|event| event.actor.starts_with("agent:"));
+            if agents { Ok(()) } else { Err(ApiError::forbidden("agents see only agents' tasks")) }
+        }
         Principal::Enrollment => {
             Err(ApiError::forbidden("the enrollment token registers agents and nothing else"))
         }

@@ -44,7 +44,7 @@ enum Command {
     /// Serve as one replica of the coordinator.
     Serve(serve::Args),
     /// Bring the database to the schema of this version.
-    Migrate,
+    Migrate(migrate::Args),
     /// Try it: a PostgreSQL, a coordinator, a host, an agent and two demo tasks, on this machine.
     Dev,
     /// Pull tasks over HTTP and run a coding agent for each.
@@ -103,7 +103,7 @@ async fn run(cli: Cli) -> Outcome {
                 Overrides { listen: args.listen.clone(), replica_id: args.replica_id.clone() };
             serve::command(args, load_config_with(path, &flags)?).await
         }
-        Command::Migrate => migrate::command(&load_config(path)?).await,
+        Command::Migrate(args) => migrate::command(&args, &load_config(path)?).await,
         Command::Dev => {
             let serve = async |config, shutdown| serve::run(config, true, shutdown).await;
             dev::run(load_config(path)?, serve).await

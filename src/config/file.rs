@@ -60,6 +60,7 @@ pub(super) struct Auth {
     pub(super) operator_token: Option<Secrets>,
     pub(super) viewer_token: Option<Secrets>,
     pub(super) enrollment_token: Option<Secrets>,
+    pub(super) shared_agent_token: Option<Secrets>,
 }
 
 #[derive(Debug, Default, Deserialize)]

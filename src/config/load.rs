@@ -174,6 +174,7 @@ fn auth(from: &Sources<'_>, file: file::Auth) -> Result<Auth, ConfigError> {
         operator_token: from.tokens(OPERATOR_TOKEN, file.operator_token)?,
         viewer_token: from.tokens(VIEWER_TOKEN, file.viewer_token)?,
         enrollment_token: from.tokens(ENROLLMENT_TOKEN, file.enrollment_token)?,
+        shared_agent_token: from.tokens(SHARED_AGENT_TOKEN, file.shared_agent_token)?,
     })
 }
 

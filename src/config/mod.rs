@@ -118,6 +118,8 @@ pub struct Auth {
     pub viewer_token: Vec<Secret>,
     /// May register an agent.
     pub enrollment_token: Vec<Secret>,
+    /// May make every call of every agent, for agents that know one token for all. Off when empty.
+    pub shared_agent_token: Vec<Secret>,
 }
 
 /// `[dispatch]`

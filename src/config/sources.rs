@@ -52,6 +52,8 @@ pub(super) const OPERATOR_TOKEN: Setting =
 pub(super) const VIEWER_TOKEN: Setting = both("auth.viewer_token", "AGENT_FLEET_VIEWER_TOKEN");
 pub(super) const ENROLLMENT_TOKEN: Setting =
     both("auth.enrollment_token", "AGENT_FLEET_ENROLLMENT_TOKEN");
+pub(super) const SHARED_AGENT_TOKEN: Setting =
+    both("auth.shared_agent_token", "AGENT_FLEET_SHARED_AGENT_TOKEN");
 pub(super) const INTERVAL: Setting = both("dispatch.interval", "AGENT_FLEET_DISPATCH_INTERVAL");
 pub(super) const GRACE: Setting = both("dispatch.undecided_grace", "AGENT_FLEET_UNDECIDED_GRACE");
 pub(super) const HEARTBEAT: Setting =

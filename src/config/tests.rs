@@ -113,6 +113,7 @@ fn the_printed_file_shows_every_key() {
         "auth.operator_token",
         "auth.viewer_token",
         "auth.enrollment_token",
+        "auth.shared_agent_token",
         "dispatch.interval",
         "dispatch.undecided_grace",
         "lease.heartbeat_interval",

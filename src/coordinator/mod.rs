@@ -13,6 +13,7 @@
 //! | [`scheduler`] | makes due tasks ready, frees pins |
 //! | [`membership`], [`heartbeats`] | say who lives |
 //! | [`wake`] | hears and tells |
+//! | [`retention`] | forgets what ended long ago |
 //! | [`janitor`] | keeps partitions ahead |
 
 mod dispatcher;
@@ -24,6 +25,7 @@ mod matchmaker;
 mod membership;
 mod reaper;
 mod replies;
+mod retention;
 mod runner;
 mod scheduler;
 mod wake;
@@ -203,7 +205,8 @@ impl Replica {
             runner::run,
             reaper::run,
             scheduler::run,
-            janitor::run
+            janitor::run,
+            retention::run
         );
     }
 

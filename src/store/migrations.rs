@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, Config, NoTls};
 
-use super::{Store, StoreError, connection, definitions};
+use super::{Store, StoreError, connection, definitions, statement::MAKE_ROLES};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -20,8 +20,8 @@ const LOCK: i64 = 0x66_6c_65_65_74;
 pub struct Migrated {
     /// Names of the migrations applied now, `V0001__schema` and so on.
     pub applied: Vec<String>,
-    /// True when the views were made or made anew.
-    pub views: bool,
+    /// True when the views and functions were made or made anew.
+    pub definitions: bool,
 }
 
 /// Names of the migrations that this program embeds.
@@ -36,11 +36,11 @@ fn runner() -> refinery::Runner {
 }
 
 impl Store {
-    /// Applies what is missing, then the views. Safe on all replicas at once: a polled try-lock, on the very connection
+    /// Applies what is missing, then the views and functions, then the rights of the roles where there are any. Safe on all replicas at once: a polled try-lock, on the very connection
     /// that migrates. Polled, because a session that waits inside `pg_advisory_lock` holds a snapshot, which `create
     /// index concurrently` would wait for: a deadlock.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
-        let mut client = self.dedicated().await?;
+        let mut client = self.dedicated(self.session_config()).await?;
         let sql = |source| StoreError::Statement { statement: "migrate", source };
         // Migrations may take their time; they must not queue behind a long lock for ever.
         client
@@ -57,15 +57,38 @@ impl Store {
         }
         client.batch_execute("create schema if not exists fleet").await.map_err(sql)?;
         let report = runner().run_async(&mut client).await.map_err(StoreError::Migration)?;
-        let views = definitions::apply(&mut client).await?;
+        let definitions = definitions::apply(&mut client).await?;
+        if definitions || !report.applied_migrations().is_empty() {
+            // What is new has an owner and rights like the rest.
+            client
+                .execute(
+                    "select fleet.apply_grants() from pg_roles
+                      where rolname = 'fleet_owner' and pg_has_role(current_user, oid, 'member')",
+                    &[],
+                )
+                .await
+                .map_err(sql)?;
+        }
         // The lock goes with the connection.
         Ok(Migrated {
             applied: report.applied_migrations().iter().map(ToString::to_string).collect(),
-            views,
+            definitions,
         })
     }
 
-    /// Checks that every migration that this program knows has been applied, unaltered, and so have its views. A newer
+    /// Makes the roles of the cluster, and gives each object of a migrated schema its owner and each role its rights. Safe
+    /// to repeat and to race. Needs an account that may create roles.
+    pub async fn make_roles(&self) -> Result<(), StoreError> {
+        let client = self.client().await?;
+        MAKE_ROLES.run(&client, &[]).await?;
+        client
+            .execute("select fleet.apply_grants()", &[])
+            .await
+            .map_err(|source| StoreError::Statement { statement: "apply_grants", source })?;
+        Ok(())
+    }
+
+    /// Checks that every migration that this program knows has been applied, unaltered, and so have its definitions. A newer
     /// schema is fine: the expand → contract rule (`migrations/README.md`) keeps it usable.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let mut client = self.client().await?;
@@ -100,14 +123,13 @@ impl Store {
             Ok(())
         } else {
             Err(StoreError::Schema(
-                "the database lacks the views of this version; run `agent-fleet migrate`, or serve with --migrate".into(),
+                "the database lacks the views and functions of this version; run `agent-fleet migrate`, or serve with --migrate".into(),
             ))
         }
     }
 
     /// A connection of its own, outside the pool; closed when dropped.
-    async fn dedicated(&self) -> Result<Client, StoreError> {
-        let config = self.session_config();
+    pub(super) async fn dedicated(&self, config: &Config) -> Result<Client, StoreError> {
         let unreachable = |e: tokio_postgres::Error| StoreError::Unreachable(Box::new(e));
         match connection::tls(config)? {
             connection::Tls::Off => {

@@ -18,6 +18,7 @@ admin_token = ["admin-old", "admin-new"]
 operator_token = ["operator-old", "operator-new"]
 viewer_token = ["viewer-old", "viewer-new"]
 enrollment_token = ["enrollment-old", "enrollment-new"]
+shared_agent_token = ["shared-old", "shared-new"]
 "#;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,18 +28,20 @@ enum Who {
     Viewer,
     Operator,
     Enrollment,
+    SharedAgent,
     OtherAgent,
     OwnAgent,
     Admin,
 }
 
 impl Who {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Nobody,
         Self::Stranger,
         Self::Viewer,
         Self::Operator,
         Self::Enrollment,
+        Self::SharedAgent,
         Self::OtherAgent,
         Self::OwnAgent,
         Self::Admin,
@@ -50,11 +53,13 @@ impl Who {
             Needs::Nothing => return None,
             Needs::Signature => return Some((401, "bad_signature")),
             Needs::Reader => &[Self::Viewer, Self::Operator, Self::Admin],
-            Needs::ReaderOrHolder => &[Self::Viewer, Self::Operator, Self::OwnAgent, Self::Admin],
+            Needs::ReaderOrHolder => {
+                &[Self::Viewer, Self::Operator, Self::OwnAgent, Self::SharedAgent, Self::Admin]
+            }
             Needs::Operator => &[Self::Operator, Self::Admin],
             Needs::Admin => &[Self::Admin],
             // The agent is registered and has used its token: enrollment cannot take it over.
-            Needs::Enrollment | Needs::Agent => &[Self::OwnAgent, Self::Admin],
+            Needs::Enrollment | Needs::Agent => &[Self::OwnAgent, Self::SharedAgent, Self::Admin],
         };
         match self {
             who if may.contains(&who) => None,
@@ -101,6 +106,7 @@ async fn every_credential_against_every_endpoint() {
         Who::Viewer => Some("viewer-new"),
         Who::Operator => Some("operator-old"),
         Who::Enrollment => Some("enrollment-new"),
+        Who::SharedAgent => Some("shared-old"),
         Who::OtherAgent => Some(other.as_str()),
         Who::OwnAgent => Some(own.as_str()),
         Who::Admin => Some("admin-new"),
@@ -398,5 +404,32 @@ async fn an_agent_sees_what_is_or_was_its_own_and_nothing_else() {
         assert_eq!(sees(id).await, 200, "{what}");
     }
     db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_shared_token_serves_every_agent_and_nothing_else() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r1", TOKENS).await;
+    let call = async |path: &str, body: Value| {
+        node.send(Method::POST, path, Some("shared-new"), Some(&body)).await
+    };
+    for agent in ["a", "b", "a"] {
+        assert_eq!(register(&node, "shared-old", agent).await.0, StatusCode::OK);
+        assert_eq!(heartbeat(&node, "shared-new", agent).await.0, StatusCode::OK);
+    }
+    let (status, _) = node
+        .send(Method::POST, "/api/v1/tasks", Some("operator-new"), Some(&json!({"title": "t"})))
+        .await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (status, task) = call("/api/v1/tasks/dequeue", json!({"agent_id": "b"})).await;
+    assert_eq!(status, StatusCode::OK);
+    let body = json!({"agent_id": "b", "lease": task["lease"], "status": "completed"});
+    let path = format!("/api/v1/tasks/{}/complete", task["task_id"].as_str().unwrap());
+    assert_eq!(call(&path, body).await.0, StatusCode::OK);
+    let (status, reply) = call("/api/v1/tasks", json!({"title": "t"})).await;
+    is_error("creating", status, &reply, 403, "forbidden");
+    let (status, reply) = node.send(Method::GET, "/api/v1/tasks", Some("shared-new"), None).await;
+    is_error("listing", status, &reply, 403, "forbidden");
     node.stop().await;
 }

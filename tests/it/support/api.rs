@@ -48,7 +48,8 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Whether its body may be left out.
     pub(crate) fn may_be_empty(&self) -> bool {
-        ["/retry", "/cancel", "/drain", "/resume"].iter().any(|act| self.name.ends_with(act))
+        let acts = ["/retry", "/cancel", "/drain", "/resume"];
+        acts.iter().any(|act| self.name.ends_with(act)) && !self.name.contains("/queues/")
     }
 }
 
@@ -80,6 +81,7 @@ pub(crate) fn endpoints(task_id: &str, agent_id: &str, lease: i64) -> Vec<Endpoi
         ("/api/v1/tasks/{id}", ReaderOrHolder),
         ("/api/v1/tasks/{id}/logs", ReaderOrHolder),
         ("/api/v1/events", Reader),
+        ("/api/v1/stats", Reader),
     ] {
         add(Method::GET, name, Value::Null, needs, 1);
     }
@@ -103,6 +105,9 @@ pub(crate) fn endpoints(task_id: &str, agent_id: &str, lease: i64) -> Vec<Endpoi
     add(post.clone(), "/api/v1/agents/{agent}/drain", json!({}), Admin, 1);
     add(post.clone(), "/api/v1/agents/{agent}/resume", json!({}), Admin, 1);
     add(post.clone(), "/api/v1/agents/deregister", json!({"agent_id": agent_id}), Agent, 1);
+    for act in ["/api/v1/queues/pause", "/api/v1/queues/resume"] {
+        add(post.clone(), act, json!({"capabilities": ["agent:none"]}), Admin, 1);
+    }
     add(Method::DELETE, "/api/v1/agents/{agent}", Value::Null, Admin, 1);
     add(post, "/api/v1/webhooks/forgejo", json!({}), Signature, 5);
     all

@@ -1,4 +1,5 @@
-//! A real PostgreSQL: `TEST_DATABASE_URL` if set, else one for this process; one database for each test.
+//! A real PostgreSQL: `TEST_DATABASE_URL` if set, else one for this process; one database for each test. Stores and replicas
+//! connect as `af_app`, which is `fleet_app` and no more; only the client for raw SQL is the owner.
 
 use std::sync::{
     OnceLock,
@@ -16,7 +17,8 @@ use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 /// A migrated database of one test. Channels and advisory locks are per database, so tests do not hear each other.
 pub(crate) struct Db {
     url: String,
-    /// For statements that no API has.
+    owners_url: String,
+    /// For statements that no API has; as the owner.
     pub(crate) client: Client,
 }
 
@@ -55,6 +57,21 @@ fn start_server() -> String {
     receive.recv().expect("a PostgreSQL for the tests")
 }
 
+/// The same address for another account.
+fn url_as(url: &str, user: &str, password: &str) -> String {
+    let config: Config = url.parse().unwrap();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let server = rest.rsplit_once('@').map_or(rest, |(_, server)| server);
+            format!("{scheme}://{user}:{password}@{server}")
+        }
+        None => url.replace(
+            &format!("user={}", config.get_user().unwrap_or_default()),
+            &format!("user={user} password={password}"),
+        ),
+    }
+}
+
 async fn connect(dbname: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(&url_of(dbname), NoTls).await.unwrap();
     tokio::spawn(connection);
@@ -77,7 +94,16 @@ async fn template() -> &'static str {
             admin.batch_execute(&format!("create database {name}")).await.unwrap();
             let store = Store::new(&database(&url_of(&name)), "template").unwrap();
             store.migrate().await.unwrap();
+            store.make_roles().await.unwrap();
             store.close();
+            // Another process of the tests may be making it on the same server.
+            admin
+                .batch_execute(
+                    "do $$ begin create role af_app login password 'af_app' in role fleet_app;
+                     exception when duplicate_object or unique_violation then null; end $$",
+                )
+                .await
+                .unwrap();
             name
         })
         .await
@@ -87,10 +113,13 @@ impl Db {
     /// A fresh, migrated database.
     pub(crate) async fn new() -> Self {
         let template = template().await.to_owned();
-        Self::made_by(|name| format!("create database {name} template {template}")).await
+        let mut db =
+            Self::made_by(|name| format!("create database {name} template {template}")).await;
+        db.url = url_as(&db.owners_url, "af_app", "af_app");
+        db
     }
 
-    /// A fresh, empty database.
+    /// A fresh, empty database; its stores are the owner's, so that it can be migrated.
     pub(crate) async fn empty() -> Self {
         Self::made_by(|name| format!("create database {name}")).await
     }
@@ -106,7 +135,8 @@ impl Db {
             admin.batch_execute(&sql(&name)).await.ok()
         })
         .await;
-        Self { client: connect(&name).await, url: url_of(&name) }
+        let url = url_of(&name);
+        Self { client: connect(&name).await, owners_url: url.clone(), url }
     }
 
     /// Its address.
@@ -114,9 +144,9 @@ impl Db {
         &self.url
     }
 
-    /// Another session.
+    /// Another session of the owner's.
     pub(crate) async fn connect(&self) -> Client {
-        let (client, connection) = tokio_postgres::connect(&self.url, NoTls).await.unwrap();
+        let (client, connection) = tokio_postgres::connect(&self.owners_url, NoTls).await.unwrap();
         tokio::spawn(connection);
         client
     }
@@ -124,6 +154,16 @@ impl Db {
     /// A store of its own.
     pub(crate) fn store(&self) -> Store {
         Store::new(&database(&self.url), "test").unwrap()
+    }
+
+    /// A store that may change the schema.
+    pub(crate) fn owners_store(&self) -> Store {
+        Store::new(&database(&self.owners_url), "owner").unwrap()
+    }
+
+    /// A store of another account.
+    pub(crate) fn store_as(&self, user: &str, password: &str) -> Store {
+        Store::new(&database(&url_as(&self.owners_url, user, password)), "test").unwrap()
     }
 
     /// Rows of a statement.
