@@ -33,6 +33,7 @@ mod liveness;
 mod phase2;
 mod pins;
 mod races;
+mod replica_drain;
 mod schema;
 mod serve_process;
 mod ssh_faults;
