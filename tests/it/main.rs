@@ -41,6 +41,7 @@ mod ssh_runs;
 mod statements;
 mod support;
 mod takeover;
+mod upgrade;
 mod vanished;
 mod wake;
 mod webhook;
