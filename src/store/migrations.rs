@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::error::SqlState;
 
-use super::{Store, StoreError, connection};
+use super::{Store, StoreError, statement::LIST_MIGRATIONS};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -64,27 +64,25 @@ impl Store {
     /// Checks that every migration that this program knows has been applied, unaltered. A newer schema is fine: the
     /// expand → contract rule (`migrations/README.md`) keeps it usable.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
-        let mut client = self.client().await?;
-        let client: &mut Client = &mut client;
-        let there = client
-            .query_one(&format!("select to_regclass('{HISTORY}') is not null"), &[])
-            .await
-            .map_err(|source| StoreError::Statement { statement: "check_schema", source })?;
-        if !there.get::<_, bool>(0) {
-            return Err(StoreError::Schema(
-                "the database has no schema of agent-fleet; run `agent-fleet migrate`, or serve with --migrate".into(),
-            ));
-        }
-        let applied =
-            runner().get_applied_migrations_async(client).await.map_err(StoreError::Migration)?;
+        let applied = match self.texts(LIST_MIGRATIONS.name, LIST_MIGRATIONS.text).await {
+            Err(StoreError::Statement { source, .. })
+                if source.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+            {
+                return Err(StoreError::Schema(
+                    "the database has no schema of agent-fleet; run `agent-fleet migrate`, or serve with --migrate".into(),
+                ));
+            }
+            applied => applied?,
+        };
         for known in runner().get_migrations() {
-            match applied.iter().find(|a| a.version() == known.version()) {
+            let version = known.version().to_string();
+            match applied.iter().find(|row| row.get("version") == Some(version.as_str())) {
                 None => {
                     return Err(StoreError::Schema(format!(
                         "the database lacks migration {known}; run `agent-fleet migrate`, or serve with --migrate"
                     )));
                 }
-                Some(a) if a.checksum() != known.checksum() => {
+                Some(row) if row.get("checksum") != Some(known.checksum().to_string().as_str()) => {
                     return Err(StoreError::Schema(format!(
                         "migration {known} in the database is not the one that this program was built with"
                     )));
@@ -93,24 +91,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    /// A connection of its own, outside the pool; closed when dropped.
-    async fn dedicated(&self) -> Result<Client, StoreError> {
-        let config = self.session_config();
-        let unreachable = |e: tokio_postgres::Error| StoreError::Unreachable(Box::new(e));
-        match connection::tls(config)? {
-            connection::Tls::Off => {
-                let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
-                tokio::spawn(connection);
-                Ok(client)
-            }
-            connection::Tls::Verified(tls) => {
-                let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
-                tokio::spawn(connection);
-                Ok(client)
-            }
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod agents;
 mod claims;
+mod client;
 mod connection;
 mod create;
 mod error;
@@ -21,6 +22,7 @@ mod migrations;
 mod operator;
 mod rows;
 mod runs;
+mod servers;
 mod sessions;
 mod statement;
 mod tasks;
