@@ -32,14 +32,20 @@ async fn ready(replica: &Replica) -> super::Answer {
         tracing::warn!(error = %crate::telemetry::error_chain(&error), "a readiness check failed");
         "the database does not answer".to_owned()
     };
-    let database = replica.store.ping().await.err().map(away);
-    let schema = match &database {
-        Some(_) => Some("not checked".to_owned()),
-        None => match replica.store.check_schema().await {
+    let (database, is_there) = match replica.store.ping().await {
+        Ok(true) => (None, true),
+        // Reads are served; what writes is answered 503.
+        Ok(false) => (Some("the database is read-only: a standby, or made so".to_owned()), true),
+        Err(error) => (Some(away(error)), false),
+    };
+    let schema = if is_there {
+        match replica.store.check_schema().await {
             Ok(()) => None,
             Err(error @ crate::store::StoreError::Schema(_)) => Some(error.to_string()),
             Err(error) => Some(away(error)),
-        },
+        }
+    } else {
+        Some("not checked".to_owned())
     };
     let partitions = match &schema {
         Some(_) => Some("not checked".to_owned()),
@@ -51,7 +57,7 @@ async fn ready(replica: &Replica) -> super::Answer {
     };
     // Without a listener work goes on by polling; it is told, and does not make the replica unready.
     let listener = replica.listening().err();
-    let draining = replica.shutdown.is_triggered().then(|| "this replica stops".to_owned());
+    let draining = replica.shutdown.is_draining().then(|| "this replica stops".to_owned());
     let unready =
         database.is_some() || schema.is_some() || partitions.is_some() || draining.is_some();
     let word = |problem: Option<String>| problem.unwrap_or_else(|| "ok".to_owned());

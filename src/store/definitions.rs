@@ -158,8 +158,16 @@ async fn replace(tx: &mut Transaction<'_>) -> Result<(), tokio_postgres::Error> 
     point.commit().await
 }
 
+impl Store {
+    /// The same, asked over the pool.
+    pub(super) async fn knows_definitions(&self) -> Result<bool, StoreError> {
+        let client = self.client().await?;
+        Ok(get(&FIND_DEFINITIONS.one(&client, &[&checksum()]).await?, "known"))
+    }
+}
+
 /// True when the set, or a newer one that replaced it, is in force.
-pub(super) async fn is_known(client: &Client) -> Result<bool, StoreError> {
+async fn is_known(client: &Client) -> Result<bool, StoreError> {
     let row = client.query_one(FIND_DEFINITIONS.text, &[&checksum()]).await.map_err(sql)?;
     Ok(row.get(0))
 }
