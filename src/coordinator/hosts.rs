@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{MakeExecutor, Replica, StartError};
+use super::{MakeExecutor, Replica, StartError, sweep};
 use crate::{
     config,
     execution::{Executor, probe},
@@ -191,6 +191,10 @@ async fn look(replica: &Replica, host: &config::Host) {
             HostProbe { online: false, reason: Some(error_chain(&error)), missing: Vec::new() }
         }
         Ok(report) => {
+            if report.problem.is_none() {
+                // Before anything new starts there.
+                sweep::sweep(replica, host, executor.as_ref(), &report.runs).await;
+            }
             let missing: Vec<(String, String)> = report
                 .programs
                 .into_iter()

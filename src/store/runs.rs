@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{
     HeldLease, Store, StoreError,
     rows::{get, word},
-    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, MARK_RUN_STARTED, TAKE_OVER_RUNS},
+    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, MARK_RUN_STARTED, TAKE_OVER_RUNS},
 };
 use crate::{
     config::OutputFormat,
@@ -97,6 +97,22 @@ impl Store {
         let params: super::statement::Params<'_> =
             &[&held.task_id.0, &run_lease.0, &held.lease.0, &held.holder.0, &offset, &data];
         Ok(APPEND_RUN_OUTPUT.run(&client, params).await? == 1)
+    }
+
+    /// Which of these runs, each a task and its run's lease, nobody has any more.
+    pub async fn list_ended_runs(
+        &self,
+        found: &[(TaskId, Lease)],
+    ) -> Result<Vec<(TaskId, Lease)>, StoreError> {
+        let client = self.client().await?;
+        let tasks: Vec<Uuid> = found.iter().map(|(task, _)| task.0).collect();
+        let leases: Vec<i64> = found.iter().map(|(_, lease)| lease.0).collect();
+        Ok(LIST_ENDED_RUNS
+            .rows(&client, &[&tasks, &leases])
+            .await?
+            .iter()
+            .map(|row| (TaskId(get(row, "task_id")), Lease(get(row, "run_lease"))))
+            .collect())
     }
 
     /// Takes over runs on these host agents whose replica's session has ended.

@@ -59,8 +59,9 @@ async fn a_run_is_followed_on_when_its_replica_falls_silent() {
     let a = host.node(&db, "a", TTL).await;
     let id = a.create("long", &["agent:code"]).await;
     until_speaks(&a, &id).await;
-    // Configured otherwise: a run keeps the command and the parser that it was started with.
-    let (before, _) = host.toml.split_once("command = ").unwrap();
+    // Configured otherwise: a run keeps the command, the parser and the folder that it was started with.
+    let toml = host.toml.replace("~/work", "~/elsewhere");
+    let (before, _) = toml.split_once("command = ").unwrap();
     let other =
         format!("{TTL}{before}command = [\"sh\", \"-c\", \"exit 9\"]\noutput = \"claude-json\"\n");
     let b = Node::start(&db, "b", &other).await;
@@ -122,6 +123,38 @@ async fn a_replica_that_was_only_thought_dead_lets_go_and_signals_nothing() {
         .await;
     check(&db, &host, &b, &id).await;
     for node in [a, b] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_was_cut_off_and_comes_back_lets_go_and_signals_nothing() {
+    let cli = "cat >/dev/null; trap 'touch ~/signalled; exit 1' TERM; i=0
+               until [ -e ~/go ]; do i=$((i+1)); echo line $i; sleep 0.2; done";
+    let host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let toml =
+        format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
+    let mut a = Serve::start(db.url(), "a", &toml);
+    a.ready().await;
+    let b = Node::start(&db, "b", TTL).await;
+    b.until_host("h1", "online").await;
+    let id = b.create("long", &["agent:code"]).await;
+    until_speaks(&b, &id).await;
+    a.program.signal("STOP");
+    let c = host.node(&db, "c", TTL).await;
+    eventually("it is taken over", async || (c.task(&id).await["lease"] == 2).then_some(())).await;
+    a.program.signal("CONT");
+    a.program.until_said("another replica follows this run now").await;
+    host.touch("go");
+    let task = c.until(&id, "completed").await;
+    assert_eq!((&task["attempt"], host.starts()), (&json!(1), 1));
+    assert!(!host.file("signalled").exists());
+    let text = output(&c, &task).await;
+    let expected: String = (1..=text.lines().count()).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(text, expected);
+    db.check_history().await;
+    for node in [b, c] {
         node.stop().await;
     }
 }

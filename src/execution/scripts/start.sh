@@ -4,8 +4,12 @@
 timeout=$1 grace=$2 via=$3 spec_len=$4 prompt_len=$5
 
 can_detach || refuse "the host has neither setsid nor perl, so a run cannot be detached"
+linked=$(find_link)
+[ -z "$linked" ] || refuse "$linked"
 make_parents
 
+# Before the gate, so that no run is without it.
+made=$( (: >"$mark") 2>&1) || refuse "$made"
 # The gate. Whoever makes this directory, and nobody else, may start the run.
 if ! mkdir "$run" 2>/dev/null; then
     [ -d "$run" ] || refuse "the run directory cannot be made in $fleet_dir"
@@ -14,7 +18,11 @@ if ! mkdir "$run" 2>/dev/null; then
 fi
 
 # A cut connection must never start a CLI on half a prompt.
-cat >"$run/input"
+said=$(cat 2>&1 >"$run/input") || {
+    mkdir "$run/closed"
+    rm -f "$run/input"
+    refuse "the run cannot be prepared: $said"
+}
 if [ "$(($(wc -c <"$run/input")))" -ne "$((spec_len + prompt_len))" ]; then
     mkdir "$run/closed"
     rm -f "$run/input"

@@ -1,6 +1,7 @@
 //! Runs on hosts, over both executors: a local one and one that speaks to a real sshd.
 
 mod connections;
+mod folders;
 mod gate;
 mod kill;
 mod runs;
