@@ -217,6 +217,9 @@ async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreErr
             Ok(Killed::NeverStarted)
         )
     {
+        if run.started {
+            return attempt.fail("nothing is left of its run on the host").await;
+        }
         return attempt::release(replica, held, "its replica was gone before the run began", None)
             .await;
     }

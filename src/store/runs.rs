@@ -51,6 +51,8 @@ pub struct KnownRun {
     pub timeout_secs: i32,
     /// How many bytes of its output are stored.
     pub next_offset: i64,
+    /// It is known to have started.
+    pub started: bool,
 }
 
 /// Taken over at once, at most.
@@ -140,6 +142,7 @@ impl Store {
                         work_dir: get(row, "work_dir"),
                         timeout_secs: get(row, "timeout_secs"),
                         next_offset: get(row, "next_offset"),
+                        started: get(row, "started"),
                     }),
                 };
                 Ok(TakenOver {

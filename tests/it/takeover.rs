@@ -1,17 +1,22 @@
 //! A replica dies in the middle of a run; another one follows on.
 
 use std::{
+    fs,
     path::Path,
+    process::Command,
     sync::{Arc, Mutex},
 };
 
-use agent_fleet::execution::{ExecError, Executor, Output, Script, SshExecutor};
+use agent_fleet::{
+    execution::{ExecError, Executor, Output, Script, SshExecutor},
+    store::HostListing,
+};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::support::{
     db::Db,
-    eventually,
+    eventually, fleet,
     host::{SshHost, output},
     node::Node,
     program::Serve,
@@ -157,6 +162,53 @@ async fn a_replica_that_was_cut_off_and_comes_back_lets_go_and_signals_nothing()
     for node in [b, c] {
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_run_of_which_nothing_is_left_is_a_failed_attempt() {
+    let cli = "cat >/dev/null; [ $AGENT_FLEET_ATTEMPT = 2 ] && exit 0; echo line; exec sleep 1000";
+    let host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let a = host.node(&db, "a", "").await;
+    let id = a.create("long", &["agent:code"]).await;
+    until_speaks(&a, &id).await;
+    let task = a.until(&id, "running").await;
+    a.stop().await;
+    // As if its disk had been replaced.
+    let run = host.run_dir(&task["task_id"], 1);
+    for name in ["runner", "pid"] {
+        let pid = fs::read_to_string(run.join(name)).unwrap();
+        let pid = pid.split_whitespace().next().unwrap().to_owned();
+        assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    }
+    fs::remove_dir_all(host.file("work")).unwrap();
+    let b = host.node(&db, "b", "").await;
+    let task = b.until(&id, "completed").await;
+    assert_eq!((&task["attempt"], &task["retry_count"]), (&json!(2), &json!(1)), "{task}");
+    let failed = task["events"].as_array().unwrap().iter().find(|e| e["type"] == "failed");
+    assert_eq!(failed.unwrap()["detail"]["reason"], "nothing is left of its run on the host");
+    db.check_history().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_localhost_host_belongs_to_the_machine_that_lists_it() {
+    let db = Db::new().await;
+    let store = db.store();
+    let hosts = [fleet::host("h", &["agent:x"], 1)];
+    let (here, slots) = fleet::replica(&store, "r1", &hosts).await;
+    assert_eq!(slots.len(), 1);
+    let there = store.begin_replica("r2", "there", "machine-2", fleet::HOUR).await.unwrap();
+    let listing =
+        HostListing { replica_id: "r2", session: there, machine: "machine-2", hosts: &hosts };
+    assert_eq!(store.upsert_hosts(listing).await.unwrap(), []);
+    // Another replica of the same machine may use it.
+    assert_eq!(fleet::replica(&store, "r3", &hosts).await.1, slots);
+    // When no live replica is there any more, it may move.
+    store.end_session(here, "stopped").await.unwrap();
+    assert_eq!(store.upsert_hosts(listing).await.unwrap(), []);
+    db.execute("update fleet.sessions set ended_at = now() where subject = 'r3'").await;
+    assert_eq!(store.upsert_hosts(listing).await.unwrap().len(), 1);
 }
 
 /// Holds back every start until its gate is opened, as a replica does that hangs at the worst moment.

@@ -181,6 +181,11 @@ impl Attempt {
         Ok(())
     }
 
+    /// Ends the lease without a word from the CLI: a failed attempt.
+    pub(super) async fn fail(&self, reason: &str) -> Result<(), StoreError> {
+        self.settle(Outcome::Failed, Some(reason.to_owned()), None, None).await
+    }
+
     /// Ends the lease, then clears up on the host.
     pub(super) async fn settle(
         &self,

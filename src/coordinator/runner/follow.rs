@@ -89,14 +89,12 @@ impl Attempt {
     }
 
     async fn settle_final(&self, state: RunState, parser: Parser) -> Result<(), StoreError> {
-        let failed =
-            |reason: &str| self.settle(Outcome::Failed, Some(reason.to_owned()), None, None);
         match state {
             RunState::Exited { code, reason } => self.settle_exit(parser, Some(code), reason).await,
             RunState::Vanished => {
-                failed("its process is gone from the host without an exit code").await
+                self.fail("its process is gone from the host without an exit code").await
             }
-            RunState::Rebooted => failed("its host was rebooted").await,
+            RunState::Rebooted => self.fail("its host was rebooted").await,
             // The gate was shut: whoever did it ended the lease, or the start was cut off.
             RunState::Closed => {
                 super::attempt::release(
@@ -113,7 +111,9 @@ impl Attempt {
                 let reason = "its start never arrived on the host";
                 super::attempt::release(&self.replica, self.held, reason, Some(1)).await
             }
-            RunState::Starting { .. } => failed("its run had not begun 30 s after the start").await,
+            RunState::Starting { .. } => {
+                self.fail("its run had not begun 30 s after the start").await
+            }
             // Nothing final.
             RunState::Running => Ok(()),
         }
