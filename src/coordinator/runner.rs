@@ -166,6 +166,7 @@ async fn begin(
         prompt_via: cli.prompt,
         prompt: prompt_of(&task).into_bytes(),
         env: task_environment(cli, &task),
+        checkout: slot.host.checkout,
         timeout: attempt.timeout,
         kill_grace: KILL_GRACE,
     };

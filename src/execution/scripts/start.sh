@@ -1,5 +1,5 @@
 # Starts a run, at most once. Further arguments: timeout and kill grace in seconds, how the prompt is given, bytes of the
-# spec and of the prompt, the texts of runner.sh and leader.sh. stdin: the spec (environment and argument vector, a line
+# spec and of the prompt, the texts of runner.sh and leader.sh, whether to check the repository out (`yes`). stdin: the spec (environment and argument vector, a line
 # each; leader.sh reads it), then the prompt.
 timeout=$1 grace=$2 via=$3 spec_len=$4 prompt_len=$5
 
@@ -43,5 +43,5 @@ fi
     refuse "the run cannot be prepared: $(cat "$run/stderr")"
 }
 
-detach sh "$run/runner.sh" "$run" "$task_dir" "$timeout" "$grace" "$via" </dev/null >/dev/null 2>&1 &
+detach sh "$run/runner.sh" "$run" "$task_dir" "$timeout" "$grace" "$via" "$8" </dev/null >/dev/null 2>&1 &
 answer started

@@ -99,6 +99,7 @@ fn sh(script: &str) -> StartSpec {
         prompt_via: PromptVia::Stdin,
         prompt: b"do it".to_vec(),
         env: Vec::new(),
+        checkout: false,
         timeout: Duration::from_secs(60),
         kill_grace: Duration::from_secs(1),
     }
