@@ -7,7 +7,6 @@ use crate::support::{
     eventually,
     host::{SshHost, is_alive, until_gone},
     node::Node,
-    program::Serve,
 };
 
 const TTL: &str = "[lease]\nreplica_ttl = \"3s\"\n";
@@ -17,10 +16,7 @@ const CLI: &str = "cat >/dev/null; echo $$ >~/leader; trap '' TERM; until [ -e ~
 async fn a_run_called_off_while_its_replica_is_dead_is_ended_by_the_next_probe() {
     let host = SshHost::start(CLI).await;
     let db = Db::new().await;
-    let toml =
-        format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
-    let mut a = Serve::start(db.url(), "a", &toml);
-    a.ready().await;
+    let mut a = host.serve(&db, "a", TTL).await;
     // It reaches no host.
     let b = Node::start(&db, "b", TTL).await;
     b.until_host("h1", "online").await;

@@ -19,7 +19,6 @@ use crate::support::{
     eventually, fleet,
     host::{SshHost, output},
     node::Node,
-    program::Serve,
 };
 
 const TTL: &str = "[lease]\nreplica_ttl = \"3s\"\n";
@@ -95,10 +94,7 @@ async fn a_run_is_handed_over_when_its_replica_stops_in_good_order() {
 async fn a_run_is_followed_on_when_its_replica_is_killed() {
     let host = SshHost::start(CLI).await;
     let db = Db::new().await;
-    let toml =
-        format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
-    let mut a = Serve::start(db.url(), "a", &toml);
-    a.ready().await;
+    let mut a = host.serve(&db, "a", TTL).await;
     // It reaches no host, so it cannot take the run over.
     let b = Node::start(&db, "b", TTL).await;
     b.until_host("h1", "online").await;
@@ -138,10 +134,7 @@ async fn a_replica_that_was_cut_off_and_comes_back_lets_go_and_signals_nothing()
                until [ -e ~/go ]; do i=$((i+1)); echo line $i; sleep 0.2; done";
     let host = SshHost::start(cli).await;
     let db = Db::new().await;
-    let toml =
-        format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
-    let mut a = Serve::start(db.url(), "a", &toml);
-    a.ready().await;
+    let mut a = host.serve(&db, "a", TTL).await;
     let b = Node::start(&db, "b", TTL).await;
     b.until_host("h1", "online").await;
     let id = b.create("long", &["agent:code"]).await;
