@@ -111,7 +111,7 @@ pub struct LeaseState {
     /// How many bytes of that run's output are stored.
     pub next_offset: Option<i64>,
     /// How long ago its deadline was, in seconds; before it, below zero.
-    pub overdue_secs: Option<f64>,
+    pub overdue_secs: Option<i64>,
 }
 
 impl LeaseState {

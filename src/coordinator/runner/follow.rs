@@ -16,7 +16,7 @@ use crate::{
 /// A look at the lease at least this often, also without a hint.
 const FENCE: Duration = Duration::from_secs(5);
 /// The wrapper on the host ends a run at its deadline; so much later the follower does.
-const DEADLINE_GRACE_SECS: f64 = 20.0;
+const DEADLINE_GRACE_SECS: i64 = 20;
 /// What is stored behind the output that is kept of an attempt, when there is more.
 const CUT: &[u8] = b"\n[agent-fleet: the output is cut here; 10 MiB an attempt are kept]\n";
 /// A CLI that has said its last word may take so long to end by itself.
