@@ -3,7 +3,7 @@
 -- Locks:   the task.
 -- Index:   tasks_pkey.
 -- $1 uuid: task; $2 bigint: lease; $3 uuid: session; $4 text: actor; $5 jsonb: detail of the event;
--- $6 integer: null, or the new time limit in seconds from now.
+-- $6 integer: null, or the time limit in seconds from now of what begins.
 with cur as materialized (
   select task_id, status, lease, holder, execution_mode
     from fleet.tasks where task_id = $1 for update
@@ -12,7 +12,8 @@ started as (
   update fleet.tasks t
      set status = case when cur.status = 'assigned' then 'running' else cur.status end,
          started_at = coalesce(t.started_at, now()),
-         deadline_at = case when $6::integer is null then t.deadline_at else now() + make_interval(secs => $6::integer) end,
+         deadline_at = case when cur.status = 'assigned' and $6::integer is not null
+                            then now() + make_interval(secs => $6::integer) else t.deadline_at end,
          last_activity_at = now()
     from cur
    where t.task_id = cur.task_id and cur.lease = $2 and cur.holder = $3

@@ -100,6 +100,10 @@ fn row(host: &Value, agent: &Value) -> [String; 8] {
         Value::Null => String::new(),
         _ => format!("{}/{}", cell(agent, "running"), cell(agent, "max_concurrency")),
     };
+    let reason = match cell(host, "reason") {
+        none if none.is_empty() => cell(agent, "parked_reason"),
+        reason => reason,
+    };
     [
         cell(host, "host_id"),
         cell(host, "status"),
@@ -108,7 +112,7 @@ fn row(host: &Value, agent: &Value) -> [String; 8] {
         slots,
         cell(agent, "parked_until"),
         cell(agent, "capabilities"),
-        cell(host, "reason"),
+        reason,
     ]
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{MakeExecutor, Replica, StartError};
+use super::{MakeExecutor, Replica, StartError, sweep};
 use crate::{
     config,
     execution::{Executor, probe},
@@ -169,6 +169,9 @@ pub(super) async fn set_offline(replica: &Replica, host_id: &str, reason: &str) 
     store(replica, host_id, &found).await;
 }
 
+/// Looked for beside the CLIs on a host with `checkout`. No agent type has such a name.
+const GIT: &str = "git, for checkout";
+
 async fn look(replica: &Replica, host: &config::Host) {
     let slot = {
         let states = replica.hosts.states();
@@ -178,7 +181,7 @@ async fn look(replica: &Replica, host: &config::Host) {
     if not_ours {
         return;
     }
-    let programs: Vec<(String, String)> = host
+    let mut programs: Vec<(String, String)> = host
         .agents
         .iter()
         .filter_map(|agent| {
@@ -186,17 +189,28 @@ async fn look(replica: &Replica, host: &config::Host) {
             Some((agent.agent_type.clone(), program.clone()))
         })
         .collect();
+    let clis = programs.len();
+    if host.checkout {
+        programs.push((GIT.to_owned(), "git".to_owned()));
+    }
     let found = match probe(executor.as_ref(), &host.work_dir, replica.fleet_id, &programs).await {
         Err(error) => {
             HostProbe { online: false, reason: Some(error_chain(&error)), missing: Vec::new() }
         }
-        Ok(report) => {
+        Ok(mut report) => {
+            if let Some(Err(why)) = report.programs.remove(GIT) {
+                report.problem.get_or_insert(format!("checkout: {why}"));
+            }
+            if report.problem.is_none() {
+                // Before anything new starts there.
+                sweep::sweep(replica, host, executor.as_ref(), &report.runs).await;
+            }
             let missing: Vec<(String, String)> = report
                 .programs
                 .into_iter()
                 .filter_map(|(agent_type, found)| Some((agent_type, found.err()?)))
                 .collect();
-            let none_left = !programs.is_empty() && missing.len() == programs.len();
+            let none_left = clis > 0 && missing.len() == clis;
             let mut reasons: Vec<String> = report.problem.iter().cloned().collect();
             reasons.extend(missing.iter().map(|(agent_type, why)| format!("{agent_type}: {why}")));
             HostProbe {

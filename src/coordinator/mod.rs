@@ -8,7 +8,7 @@
 //! | [`dispatcher`] | phase 1 pushes tasks to hosts; phase 2 leaves to pull what no host could ever serve |
 //! | [`matchmaker`] | claims for the agents that wait |
 //! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
-//! | [`hosts`] | probes the hosts |
+//! | [`hosts`], [`sweep`] | probes the hosts, and ends what is left over there |
 //! | [`reaper`] | ends silent sessions and what they held |
 //! | [`scheduler`] | makes due tasks ready, frees pins |
 //! | [`membership`], [`heartbeats`] | say who lives |
@@ -28,6 +28,7 @@ mod replies;
 mod retention;
 mod runner;
 mod scheduler;
+mod sweep;
 mod wake;
 
 use std::{

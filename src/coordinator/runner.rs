@@ -17,13 +17,13 @@ use crate::{
         Killed, PromptParts, RunState, StartSpec, Started, kill, prompt, read, start,
         task_environment,
     },
-    model::{HostAgentId, Lease, Task, TaskSpec},
+    model::{HostAgentId, Lease, Task, TaskId, TaskSpec},
     store::{HeldLease, NewRun, PushClaim, StoreError, TakenOver},
     telemetry::error_chain,
 };
 
 /// Between TERM and KILL.
-const KILL_GRACE: Duration = Duration::from_secs(5);
+pub(super) const KILL_GRACE: Duration = Duration::from_secs(5);
 /// Between two looks for runs whose replica is gone.
 const PERIOD: Duration = Duration::from_secs(1);
 /// A first wait after a start that failed, in seconds; the backoff makes it more.
@@ -40,6 +40,11 @@ impl InHand {
     #[expect(dead_code, reason = "for the rule at each beat, which lands next")]
     pub(super) fn contains(&self, held: &HeldLease) -> bool {
         self.leases().contains(held)
+    }
+
+    /// Whether any lease of this task is worked on here.
+    pub(super) fn has_task(&self, task: TaskId) -> bool {
+        self.leases().iter().any(|held| held.task_id == task)
     }
 
     fn leases(&self) -> std::sync::MutexGuard<'_, HashSet<HeldLease>> {
@@ -151,12 +156,20 @@ async fn begin(
         tracing::info!(task.id = %held.task_id, lease = held.lease.0, "a task was taken back before its run began");
         return Ok(());
     }
-    let attempt = Attempt::new(replica, held, held.lease, slot.clone(), cli.output, timeout_secs);
+    let attempt = Attempt::new(
+        replica,
+        held,
+        held.lease,
+        (host_agent, slot.clone()),
+        cli.output,
+        timeout_secs,
+    );
     let spec = StartSpec {
         command: cli.command.clone(),
         prompt_via: cli.prompt,
         prompt: prompt_of(&task).into_bytes(),
         env: task_environment(cli, &task),
+        checkout: slot.host.checkout,
         timeout: attempt.timeout,
         kill_grace: KILL_GRACE,
     };
@@ -183,11 +196,24 @@ async fn begin(
 /// A run whose replica is gone: followed on, or, when it never started, prevented and given back.
 async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreError> {
     let held = taken.held;
-    let (Some(run), Some(slot)) = (taken.run, replica.hosts.slot(taken.host_agent)) else {
+    let Some(run) = taken.run else {
         return attempt::release(replica, held, "its replica was gone before the run began", None)
             .await;
     };
-    let attempt = Attempt::new(replica, held, run.run_lease, slot, run.output, run.timeout_secs);
+    let Some(mut slot) = replica.hosts.slot(taken.host_agent) else {
+        // Hosts are being listed anew. The run goes on; the next look for runs in our name finds it.
+        return Ok(());
+    };
+    // A run keeps what it was started with.
+    slot.host.work_dir = run.work_dir;
+    let attempt = Attempt::new(
+        replica,
+        held,
+        run.run_lease,
+        (taken.host_agent, slot),
+        run.output,
+        run.timeout_secs,
+    );
     if let Ok(chunk) = read(attempt.executor.as_ref(), &attempt.run, 0, 1).await
         && chunk.state == RunState::NotStarted
         && matches!(
@@ -195,6 +221,9 @@ async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreErr
             Ok(Killed::NeverStarted)
         )
     {
+        if run.started {
+            return attempt.fail("nothing is left of its run on the host").await;
+        }
         return attempt::release(replica, held, "its replica was gone before the run began", None)
             .await;
     }

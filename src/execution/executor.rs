@@ -49,10 +49,15 @@ pub enum ConnectFailure {
     #[error("the host cannot be reached")]
     Unreachable,
     /// The host shows another key than `known_hosts` has.
-    #[error("the host's key is not the one in known_hosts")]
+    #[error(
+        "the host's key is not the one in known_hosts. If it was installed anew, remove the old line (`ssh-keygen -R`), \
+         compare the new key's fingerprint with the host's own, and add it"
+    )]
     HostKeyMismatch,
     /// `known_hosts` has no key of the host.
-    #[error("the host's key is not in known_hosts")]
+    #[error(
+        "the host's key is not in known_hosts. Fetch it (`ssh-keyscan`), compare its fingerprint with the host's own, and add it"
+    )]
     HostKeyUnknown,
     /// The account or the key was refused.
     #[error("the host refused the account or the key")]

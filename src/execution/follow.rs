@@ -13,6 +13,10 @@ use crate::telemetry::error_chain;
 
 /// Bytes of output a read asks for.
 const CHUNK: usize = 256 << 10;
+/// So much of a run's output is handed over without a gap. Of what comes behind it, only the end is read, again and again.
+pub const WHOLE: u64 = 10 << 20;
+/// How much of the end.
+const TAIL: usize = 1 << 20;
 /// Between two reads: the first after output, and the most when it is quiet.
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Between two tries while the host is away.
@@ -25,7 +29,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// What the caller is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Beat {
-    /// Output. The next one begins where this one ends.
+    /// Output. The next one begins where this one ends, or, behind [`WHOLE`], further on.
     Output {
         /// Where in the run's output it begins.
         offset: u64,
@@ -53,7 +57,7 @@ pub enum Flow {
 /// Why following ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// The run has ended, or will never start; all of its output was handed over. [`RunState::Starting`] and
+    /// The run has ended, or will never start; the end of its output was handed over. [`RunState::Starting`] and
     /// [`RunState::NotStarted`] stand here when it stayed so for 30 s.
     Final(RunState),
     /// The caller said stop.
@@ -91,7 +95,8 @@ where
     loop {
         let wait;
         let answer = {
-            let mut reading = std::pin::pin!(read(executor, run, offset, CHUNK));
+            let most = if offset < WHOLE { CHUNK } else { TAIL };
+            let mut reading = std::pin::pin!(read(executor, run, offset, most));
             loop {
                 tokio::select! {
                     answer = &mut reading => break answer,
@@ -117,7 +122,12 @@ where
                         return stopped(offset);
                     }
                 }
-                if offset < size {
+                let much = offset >= WHOLE;
+                if much {
+                    offset = offset.max(size.saturating_sub(TAIL as u64));
+                    poll = POLL.1;
+                }
+                if offset < size && (!much || state.is_final()) {
                     // There is more already.
                     continue;
                 }

@@ -10,8 +10,6 @@ use super::{
 
 const KILL: &str = script!("run_dir", "process", "state", "kill");
 const TOMBSTONE: &str = script!("run_dir", "process", "state", "tombstone");
-/// A start that was held up longer than this is believed never to arrive.
-const TOMBSTONE_DAYS: u32 = 7;
 
 /// What a kill came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +46,10 @@ pub async fn kill(
 
 /// Removes what the run left in its directory, once its receipt is stored; the gate stays shut.
 ///
-/// Tombstones of this fleet that are older than a week go. Refused while the run is at work or may still start. May be repeated.
+/// Refused while the run is at work or may still start. May be repeated.
 pub async fn tombstone(executor: &dyn Executor, run: &RunDir) -> Result<(), RunError> {
-    let mut args = run.args();
-    args.push(TOMBSTONE_DAYS.to_string());
-    let script = Script { text: TOMBSTONE, args, stdin: Vec::new(), time_limit: TIME_LIMIT };
+    let (args, stdin) = (run.args(), Vec::new());
+    let script = Script { text: TOMBSTONE, args, stdin, time_limit: TIME_LIMIT };
     let answer = Answer::of(executor, script).await?;
     match answer.split().0.trim() {
         "buried" => Ok(()),

@@ -44,7 +44,7 @@ pub mod start;
 
 pub use cli::{built_in, task_environment};
 pub use executor::{ConnectFailure, ExecError, Executor, Output, Script};
-pub use follow::{Beat, End, Flow, Followed, follow};
+pub use follow::{Beat, End, Flow, Followed, WHOLE, follow};
 pub use kill::{Killed, kill, tombstone};
 pub use local::LocalExecutor;
 pub use outcome::{Outcome, OutcomeKind};

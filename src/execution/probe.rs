@@ -13,6 +13,8 @@ use crate::model::{Lease, TaskId};
 
 const PROBE: &str = script!("run_dir", "process", "profile", "probe");
 const PROBE_AGAIN: &str = script!("run_dir", "process", "probe_again");
+/// A start that was held up longer than this is believed never to arrive, and its tombstone goes.
+const TOMBSTONE_DAYS: u32 = 7;
 /// A profile that hangs must not hold the probe for long.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
@@ -28,6 +30,8 @@ pub struct ProbeReport {
     pub problem: Option<String>,
     /// For each agent type, where its CLI is, or why it cannot be used.
     pub programs: BTreeMap<String, Result<String, String>>,
+    /// Runs of this fleet that are no tombstones: at work, or left over. At most 500.
+    pub runs: Vec<(TaskId, Lease)>,
 }
 
 /// Looks at a host. `programs` are pairs of an agent type and the first word of its command. An error means that the host
@@ -46,8 +50,9 @@ pub async fn probe(
         args.extend(more);
         Script { text, args, stdin: Vec::new(), time_limit: TIME_LIMIT }
     };
-    let names = programs.iter().map(|(_, program)| program.clone()).collect();
-    let answer = Answer::of(executor, script(PROBE, names)).await?;
+    let mut more = vec![TOMBSTONE_DAYS.to_string()];
+    more.extend(programs.iter().map(|(_, program)| program.clone()));
+    let answer = Answer::of(executor, script(PROBE, more)).await?;
     let mut facts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in answer.lines() {
         let (fact, value) = line.split_once(' ').unwrap_or((&line, ""));
@@ -62,7 +67,7 @@ pub async fn probe(
         return Err(answer.garbled("program"));
     }
     let programs = programs.iter().zip(found).map(|((agent_type, program), path)| {
-        let missing = || format!("`{program}` is not found on the host, also after ~/.profile");
+        let missing = || format!("`{program}` is not found on the host, also after ~/.profile; install it, or name it by its absolute path");
         (agent_type.clone(), if path.is_empty() { Err(missing()) } else { Ok(path) })
     });
     let mut report = ProbeReport {
@@ -70,11 +75,12 @@ pub async fn probe(
         system: one("system")?,
         problem: None,
         programs: programs.collect(),
+        runs: facts.get("run").into_iter().flatten().filter_map(|name| run_of(name)).collect(),
     };
     let work_dir_says = one("work_dir")?;
     let detached = one("detached")?;
     if work_dir_says != "ok" {
-        report.problem = Some(format!("work_dir cannot be written: {work_dir_says}"));
+        report.problem = Some(format!("work_dir cannot be used: {work_dir_says}"));
     } else if detached.is_empty() {
         report.problem =
             Some("the host has neither setsid nor perl to detach a run with".to_owned());
@@ -91,4 +97,10 @@ pub async fn probe(
         }
     }
     Ok(report)
+}
+
+/// `<task_id>.<run_lease>`
+fn run_of(name: &str) -> Option<(TaskId, Lease)> {
+    let (task, lease) = name.split_once('.')?;
+    Some((TaskId(task.parse().ok()?), Lease(lease.parse().ok()?)))
 }

@@ -10,7 +10,7 @@ use crate::config::{PromptVia, Secret};
 
 const START: &str = script!("run_dir", "process", "start");
 const RUNNER: &str = script!("process", "runner");
-const LEADER: &str = script!("process", "profile", "leader");
+const LEADER: &str = script!("process", "profile", "checkout", "leader");
 /// A prompt may be a megabyte over a slow line.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
@@ -25,6 +25,8 @@ pub struct StartSpec {
     pub prompt: Vec<u8>,
     /// Set after `~/.profile` has run, so these win.
     pub env: Vec<(String, Secret)>,
+    /// The task's repository is brought into its folder first; a failure to do so is the run's.
+    pub checkout: bool,
     /// The host ends the run after this long, rounded up to seconds, whether anybody watches or not.
     pub timeout: Duration,
     /// Between TERM and KILL, rounded up to seconds.
@@ -81,6 +83,7 @@ pub async fn start(
         spec.prompt.len().to_string(),
         RUNNER.to_owned(),
         LEADER.to_owned(),
+        if spec.checkout { "yes" } else { "no" }.to_owned(),
     ]);
     let mut stdin = lines.into_bytes();
     stdin.extend_from_slice(&spec.prompt);
@@ -163,6 +166,7 @@ mod tests {
             prompt_via: PromptVia::Stdin,
             prompt: Vec::new(),
             env: env.iter().map(|(n, v)| ((*n).to_owned(), Secret::new(*v))).collect(),
+            checkout: false,
             timeout: Duration::from_secs(1),
             kill_grace: Duration::from_secs(1),
         }

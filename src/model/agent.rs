@@ -61,6 +61,7 @@ pub struct HostAgent {
     pub max_concurrency: i32,
     pub running: i64,
     pub parked_until: Option<Timestamp>,
+    pub parked_reason: Option<String>,
 }
 
 /// What one live replica's newest probe of a host found.

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::{
-    StoreError, migration_names,
+    Store, StoreError, migration_names, rows::get,
     statement::{FIND_DEFINITIONS, INSERT_DEFINITIONS},
 };
 

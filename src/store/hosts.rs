@@ -1,13 +1,16 @@
 //! Hosts: what replicas list, and what their probes find.
 
+use jiff::Timestamp;
+
 use super::{
-    Store, StoreError,
+    HeldLease, Store, StoreError,
     connection::{begin, commit},
     error::retry,
     rows::{self, get, word},
     statement::{
         CHECK_HOST_ID, DELETE_HOST_AGENTS, INSERT_REPLICA_HOST, LIST_HOSTS, LOCK_HOST_AGENTS,
-        SET_HOST_DRAINED, SET_HOST_PROBE, SET_HOSTS_LISTED, UPSERT_HOST, UPSERT_HOST_AGENTS,
+        PARK_HOST_AGENT, SET_HOST_AGENT_SOUND, SET_HOST_DRAINED, SET_HOST_PROBE, SET_HOSTS_LISTED,
+        UNPARK_HOST, UPSERT_HOST, UPSERT_HOST_AGENTS,
     },
 };
 use crate::{
@@ -132,8 +135,8 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a host nothing new, or gives it work again. Claims that are under way have ended when this returns. False when
-    /// there is no such host.
+    /// Gives a host nothing new, or gives it work again, also to what was parked. Claims that are under way have ended
+    /// when this returns. False when there is no such host.
     pub async fn set_host_drained(&self, host_id: &str, drained: bool) -> Result<bool, StoreError> {
         retry!(
             async {
@@ -141,11 +144,35 @@ impl Store {
                 let tx = begin(&mut client).await?;
                 let known = SET_HOST_DRAINED.row(&tx, &[&host_id, &drained]).await?.is_some();
                 LOCK_HOST_AGENTS.rows(&tx, &[&host_id]).await?;
+                if !drained {
+                    UNPARK_HOST.run(&tx, &[&host_id]).await?;
+                }
                 commit(tx).await?;
                 Ok(known)
             }
             .await
         )
+    }
+
+    /// The CLI behind a lease is out of quota or not logged in: it is given nothing until `until`, or as long as the
+    /// statement says. Returns until when; `None` when the lease is not held.
+    pub async fn park_host_agent(
+        &self,
+        held: &HeldLease,
+        until: Option<Timestamp>,
+        reason: &str,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let client = self.client().await?;
+        let params: super::statement::Params<'_> =
+            &[&held.task_id.0, &held.lease.0, &held.holder.0, &until, &reason];
+        Ok(PARK_HOST_AGENT.row(&client, params).await?.map(|row| get(&row, "parked_until")))
+    }
+
+    /// A CLI has done a task: whatever it was parked for is over.
+    pub async fn set_host_agent_sound(&self, host_agent: HostAgentId) -> Result<(), StoreError> {
+        let client = self.client().await?;
+        SET_HOST_AGENT_SOUND.run(&client, &[&host_agent.0]).await?;
+        Ok(())
     }
 
     /// A page of hosts by id.

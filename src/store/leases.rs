@@ -109,6 +109,8 @@ pub struct LeaseState {
     pub run_lease: Option<Lease>,
     /// How many bytes of that run's output are stored.
     pub next_offset: Option<i64>,
+    /// How long ago its deadline was, in seconds; before it, below zero.
+    pub overdue_secs: Option<i64>,
 }
 
 impl LeaseState {
@@ -201,7 +203,7 @@ impl Store {
         Ok(ended)
     }
 
-    /// The holder works: `assigned` becomes `running`. `timeout_secs` sets a new deadline from now. `Ok` with the state
+    /// The holder works: `assigned` becomes `running`. `timeout_secs` sets a new deadline from now when it begins. `Ok` with the state
     /// when nothing was done because the lease is not held.
     pub async fn start_task(
         &self,
@@ -247,6 +249,7 @@ impl Store {
             execution_mode: word(&row, "execution_mode")?,
             run_lease: get::<Option<i64>>(&row, "run_lease").map(Lease),
             next_offset: get(&row, "next_offset"),
+            overdue_secs: get(&row, "overdue_secs"),
         }))
     }
 

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{
     HeldLease, Store, StoreError,
     rows::{get, word},
-    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, MARK_RUN_STARTED, TAKE_OVER_RUNS},
+    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, MARK_RUN_STARTED, TAKE_OVER_RUNS},
 };
 use crate::{
     config::OutputFormat,
@@ -51,6 +51,8 @@ pub struct KnownRun {
     pub timeout_secs: i32,
     /// How many bytes of its output are stored.
     pub next_offset: i64,
+    /// It is known to have started.
+    pub started: bool,
 }
 
 /// Taken over at once, at most.
@@ -99,6 +101,22 @@ impl Store {
         Ok(APPEND_RUN_OUTPUT.run(&client, params).await? == 1)
     }
 
+    /// Which of these runs, each a task and its run's lease, nobody has any more.
+    pub async fn list_ended_runs(
+        &self,
+        found: &[(TaskId, Lease)],
+    ) -> Result<Vec<(TaskId, Lease)>, StoreError> {
+        let client = self.client().await?;
+        let tasks: Vec<Uuid> = found.iter().map(|(task, _)| task.0).collect();
+        let leases: Vec<i64> = found.iter().map(|(_, lease)| lease.0).collect();
+        Ok(LIST_ENDED_RUNS
+            .rows(&client, &[&tasks, &leases])
+            .await?
+            .iter()
+            .map(|row| (TaskId(get(row, "task_id")), Lease(get(row, "run_lease"))))
+            .collect())
+    }
+
     /// Takes over runs on these host agents whose replica's session has ended.
     pub async fn take_over_runs(
         &self,
@@ -124,6 +142,7 @@ impl Store {
                         work_dir: get(row, "work_dir"),
                         timeout_secs: get(row, "timeout_secs"),
                         next_offset: get(row, "next_offset"),
+                        started: get(row, "started"),
                     }),
                 };
                 Ok(TakenOver {

@@ -1,20 +1,24 @@
 //! A replica dies in the middle of a run; another one follows on.
 
 use std::{
+    fs,
     path::Path,
+    process::Command,
     sync::{Arc, Mutex},
 };
 
-use agent_fleet::execution::{ExecError, Executor, Output, Script, SshExecutor};
+use agent_fleet::{
+    execution::{ExecError, Executor, Output, Script, SshExecutor},
+    store::HostListing,
+};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::support::{
     db::Db,
-    eventually,
+    eventually, fleet,
     host::{SshHost, output},
     node::Node,
-    program::Serve,
 };
 
 const TTL: &str = "[lease]\nreplica_ttl = \"3s\"\n";
@@ -59,8 +63,9 @@ async fn a_run_is_followed_on_when_its_replica_falls_silent() {
     let a = host.node(&db, "a", TTL).await;
     let id = a.create("long", &["agent:code"]).await;
     until_speaks(&a, &id).await;
-    // Configured otherwise: a run keeps the command and the parser that it was started with.
-    let (before, _) = host.toml.split_once("command = ").unwrap();
+    // Configured otherwise: a run keeps the command, the parser and the folder that it was started with.
+    let toml = host.toml.replace("~/work", "~/elsewhere");
+    let (before, _) = toml.split_once("command = ").unwrap();
     let other =
         format!("{TTL}{before}command = [\"sh\", \"-c\", \"exit 9\"]\noutput = \"claude-json\"\n");
     let b = Node::start(&db, "b", &other).await;
@@ -89,10 +94,7 @@ async fn a_run_is_handed_over_when_its_replica_stops_in_good_order() {
 async fn a_run_is_followed_on_when_its_replica_is_killed() {
     let host = SshHost::start(CLI).await;
     let db = Db::new().await;
-    let toml =
-        format!("[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n{TTL}{}", host.toml);
-    let mut a = Serve::start(db.url(), "a", &toml);
-    a.ready().await;
+    let mut a = host.serve(&db, "a", TTL).await;
     // It reaches no host, so it cannot take the run over.
     let b = Node::start(&db, "b", TTL).await;
     b.until_host("h1", "online").await;
@@ -124,6 +126,82 @@ async fn a_replica_that_was_only_thought_dead_lets_go_and_signals_nothing() {
     for node in [a, b] {
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_was_cut_off_and_comes_back_lets_go_and_signals_nothing() {
+    let cli = "cat >/dev/null; trap 'touch ~/signalled; exit 1' TERM; i=0
+               until [ -e ~/go ]; do i=$((i+1)); echo line $i; sleep 0.2; done";
+    let host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let mut a = host.serve(&db, "a", TTL).await;
+    let b = Node::start(&db, "b", TTL).await;
+    b.until_host("h1", "online").await;
+    let id = b.create("long", &["agent:code"]).await;
+    until_speaks(&b, &id).await;
+    a.program.signal("STOP");
+    let c = host.node(&db, "c", TTL).await;
+    eventually("it is taken over", async || (c.task(&id).await["lease"] == 2).then_some(())).await;
+    a.program.signal("CONT");
+    a.program.until_said("another replica follows this run now").await;
+    host.touch("go");
+    let task = c.until(&id, "completed").await;
+    assert_eq!((&task["attempt"], host.starts()), (&json!(1), 1));
+    assert!(!host.file("signalled").exists());
+    let text = output(&c, &task).await;
+    let expected: String = (1..=text.lines().count()).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(text, expected);
+    db.check_history().await;
+    for node in [b, c] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_of_which_nothing_is_left_is_a_failed_attempt() {
+    let cli = "cat >/dev/null; [ $AGENT_FLEET_ATTEMPT = 2 ] && exit 0; echo line; exec sleep 1000";
+    let host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let a = host.node(&db, "a", "").await;
+    let id = a.create("long", &["agent:code"]).await;
+    until_speaks(&a, &id).await;
+    let task = a.until(&id, "running").await;
+    a.stop().await;
+    // As if its disk had been replaced.
+    let run = host.run_dir(&task["task_id"], 1);
+    for name in ["runner", "pid"] {
+        let pid = fs::read_to_string(run.join(name)).unwrap();
+        let pid = pid.split_whitespace().next().unwrap().to_owned();
+        assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    }
+    fs::remove_dir_all(host.file("work")).unwrap();
+    let b = host.node(&db, "b", "").await;
+    let task = b.until(&id, "completed").await;
+    assert_eq!((&task["attempt"], &task["retry_count"]), (&json!(2), &json!(1)), "{task}");
+    let failed = task["events"].as_array().unwrap().iter().find(|e| e["type"] == "failed");
+    assert_eq!(failed.unwrap()["detail"]["reason"], "nothing is left of its run on the host");
+    db.check_history().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_localhost_host_belongs_to_the_machine_that_lists_it() {
+    let db = Db::new().await;
+    let store = db.store();
+    let hosts = [fleet::host("h", &["agent:x"], 1)];
+    let (here, slots) = fleet::replica(&store, "r1", &hosts).await;
+    assert_eq!(slots.len(), 1);
+    let there = store.begin_replica("r2", "there", "machine-2", fleet::HOUR).await.unwrap();
+    let listing =
+        HostListing { replica_id: "r2", session: there, machine: "machine-2", hosts: &hosts };
+    assert_eq!(store.upsert_hosts(listing).await.unwrap(), []);
+    // Another replica of the same machine may use it.
+    assert_eq!(fleet::replica(&store, "r3", &hosts).await.1, slots);
+    // When no live replica is there any more, it may move.
+    store.end_session(here, "stopped").await.unwrap();
+    assert_eq!(store.upsert_hosts(listing).await.unwrap(), []);
+    db.execute("update fleet.sessions set ended_at = now() where subject = 'r3'").await;
+    assert_eq!(store.upsert_hosts(listing).await.unwrap().len(), 1);
 }
 
 /// Holds back every start until its gate is opened, as a replica does that hangs at the worst moment.

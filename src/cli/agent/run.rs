@@ -113,6 +113,7 @@ impl<'a> Run<'a> {
             prompt_via: cli.prompt,
             prompt: task.prompt.clone().unwrap_or_else(|| task.title.clone()).into_bytes(),
             env: task_environment(cli, task),
+            checkout: false,
             timeout: cli.timeout.map_or(limit, |own| own.min(limit)),
             kill_grace: KILL_GRACE,
         };

@@ -11,7 +11,7 @@ use crate::{
     execution::{
         self, Executor, ExitReason, Killed, OutcomeKind, RunDir, kill, stderr_tail, tombstone,
     },
-    model::{Actor, Receipt, ReceiptStatus, clean_text},
+    model::{Actor, HostAgentId, Receipt, ReceiptStatus, clean_text},
     store::{EndLease, Ended, HeldLease, Outcome, StoreError},
     telemetry::error_chain,
 };
@@ -20,9 +20,6 @@ use crate::{
 const STDERR_TAIL: usize = 8 << 10;
 /// Bytes of a reason.
 const MAX_REASON: usize = 2_000;
-/// How long a CLI that ran out of its quota, or is not logged in, is left alone, in seconds.
-const PARK_SECS: i32 = 900;
-
 /// A task on a host under one lease.
 #[derive(Debug)]
 pub(super) struct Attempt {
@@ -35,6 +32,7 @@ pub(super) struct Attempt {
     /// When this replica began to handle it.
     pub(super) since: Instant,
     pub(super) host_id: String,
+    host_agent: HostAgentId,
     /// `host_id/agent_type`
     name: String,
 }
@@ -44,7 +42,7 @@ impl Attempt {
         replica: &Arc<Replica>,
         held: HeldLease,
         run_lease: Lease,
-        slot: Slot,
+        (host_agent, slot): (HostAgentId, Slot),
         output: OutputFormat,
         timeout_secs: i32,
     ) -> Self {
@@ -63,6 +61,7 @@ impl Attempt {
             since: Instant::now(),
             name: format!("{}/{}", slot.host.host_id, slot.agent_type),
             host_id: slot.host.host_id,
+            host_agent,
         }
     }
 
@@ -73,8 +72,7 @@ impl Attempt {
     /// The fenced write that must succeed after a start. False when the lease is not held.
     pub(super) async fn mark_running(&self) -> Result<bool, StoreError> {
         let store = &self.replica.store;
-        let timeout_secs = i32::try_from(self.timeout.as_secs()).unwrap_or(i32::MAX);
-        let deadline = (self.held.lease == self.run.run_lease).then_some(timeout_secs);
+        let deadline = Some(i32::try_from(self.timeout.as_secs()).unwrap_or(i32::MAX));
         let running = until_stored!(self.replica, async {
             let none = serde_json::json!({});
             store.start_task(&self.held, &self.actor(), none, deadline).await
@@ -149,18 +147,43 @@ impl Attempt {
             error: error.clone(),
             usage: outcome.usage,
         };
-        let (how, receipt, wait_secs) = match outcome.kind {
+        let (how, receipt) = match outcome.kind {
             OutcomeKind::Succeeded => {
-                (Outcome::Completed, Some(receipt(ReceiptStatus::Completed)), None)
+                let sound = until_stored!(
+                    self.replica,
+                    self.replica.store.set_host_agent_sound(self.host_agent)
+                );
+                sound?;
+                (Outcome::Completed, Some(receipt(ReceiptStatus::Completed)))
             }
-            OutcomeKind::Failed => (Outcome::Failed, Some(receipt(ReceiptStatus::Failed)), None),
-            OutcomeKind::TimedOut => (Outcome::TimedOut, None, None),
+            OutcomeKind::Failed => (Outcome::Failed, Some(receipt(ReceiptStatus::Failed))),
+            OutcomeKind::TimedOut => (Outcome::TimedOut, None),
             // The CLI's account is at fault, not the task: the attempt is refunded.
-            OutcomeKind::Quota { .. } | OutcomeKind::Auth => {
-                (Outcome::Released, None, Some(PARK_SECS))
+            OutcomeKind::Quota { until } => {
+                self.park(until, error.as_deref().unwrap_or("out of quota")).await?;
+                (Outcome::Released, None)
+            }
+            OutcomeKind::Auth => {
+                self.park(None, error.as_deref().unwrap_or("not logged in")).await?;
+                (Outcome::Released, None)
             }
         };
-        self.settle(how, error, receipt, wait_secs).await
+        self.settle(how, error, receipt, None).await
+    }
+
+    /// Before the task is free again, or it would come straight back.
+    async fn park(&self, until: Option<jiff::Timestamp>, reason: &str) -> Result<(), StoreError> {
+        let store = &self.replica.store;
+        let parked = until_stored!(self.replica, store.park_host_agent(&self.held, until, reason))?;
+        if let Some(until) = parked {
+            tracing::warn!(task.id = %self.held.task_id, host = self.name, %until, reason, "a CLI cannot work for now; it is parked, and the attempt is refunded");
+        }
+        Ok(())
+    }
+
+    /// Ends the lease without a word from the CLI: a failed attempt.
+    pub(super) async fn fail(&self, reason: &str) -> Result<(), StoreError> {
+        self.settle(Outcome::Failed, Some(reason.to_owned()), None, None).await
     }
 
     /// Ends the lease, then clears up on the host.

@@ -9,14 +9,16 @@ use tokio::time::Instant;
 
 use super::{attempt::Attempt, hosts, until_stored};
 use crate::{
-    execution::{Beat, End, ExitReason, Flow, Parser, RunState, follow},
+    execution::{Beat, End, ExitReason, Flow, Parser, RunState, WHOLE, follow},
     store::{Outcome, StoreError},
 };
 
 /// A look at the lease at least this often, also without a hint.
 const FENCE: Duration = Duration::from_secs(5);
 /// The wrapper on the host ends a run at its deadline; so much later the follower does.
-const DEADLINE_GRACE: Duration = Duration::from_secs(20);
+const DEADLINE_GRACE_SECS: i64 = 20;
+/// What is stored behind the output that is kept of an attempt, when there is more.
+const CUT: &[u8] = b"\n[agent-fleet: the output is cut here; 10 MiB an attempt are kept]\n";
 /// A CLI that has said its last word may take so long to end by itself.
 const LINGER: Duration = Duration::from_secs(15);
 
@@ -36,6 +38,10 @@ enum Stop {
 /// What the callback keeps between two beats.
 struct Watch {
     parser: Parser,
+    /// Where what the parser has seen ends.
+    parsed: u64,
+    /// Enough is stored.
+    cut: bool,
     fence_at: Instant,
     revoked: tokio::sync::watch::Receiver<u64>,
     done_at: Option<Instant>,
@@ -46,11 +52,15 @@ struct Watch {
 impl Attempt {
     /// Follows from an offset of the output to the end, and settles. What is stored before it is read again first, for
     /// the parser.
-    pub(super) async fn follow_to_the_end(&self, offset: i64) -> Result<(), StoreError> {
+    pub(super) async fn follow_to_the_end(&self, stored: i64) -> Result<(), StoreError> {
+        let stored = u64::try_from(stored).unwrap_or(0);
+        let offset = stored.min(WHOLE);
         let mut parser = Parser::new(self.output);
         self.feed_stored(&mut parser, offset).await?;
         let watch = Mutex::new(Watch {
             parser,
+            parsed: offset,
+            cut: stored > WHOLE,
             fence_at: Instant::now() + FENCE,
             revoked: self.replica.wake.subscribe_revoked(),
             done_at: None,
@@ -58,38 +68,33 @@ impl Attempt {
             away: false,
         });
         let followed =
-            follow(self.executor.as_ref(), &self.run, u64::try_from(offset).unwrap_or(0), |beat| {
-                self.on_beat(beat, &watch)
-            })
-            .await?;
+            follow(self.executor.as_ref(), &self.run, offset, |beat| self.on_beat(beat, &watch))
+                .await?;
         let Watch { parser, stop, .. } = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
         match followed.end {
             End::Final(state) => self.settle_final(state, parser).await,
             End::Stopped => match stop {
                 None | Some(Stop::Shutdown) => Ok(()),
                 Some(Stop::LeaseGone) => self.lease_is_gone().await,
+                // What could not be ended is not settled either: it would run beside the next attempt. It stays in our
+                // name, is looked at again, and is the reaper's when that takes too long.
+                Some(Stop::Overdue | Stop::Lingers) if !self.end_on_host().await => Ok(()),
                 Some(Stop::Overdue) => {
-                    self.end_on_host().await;
                     let reason = "its deadline passed".to_owned();
                     self.settle(Outcome::TimedOut, Some(reason), None, None).await
                 }
-                Some(Stop::Lingers) => {
-                    self.end_on_host().await;
-                    self.settle_exit(parser, None, ExitReason::Exited).await
-                }
+                Some(Stop::Lingers) => self.settle_exit(parser, None, ExitReason::Exited).await,
             },
         }
     }
 
     async fn settle_final(&self, state: RunState, parser: Parser) -> Result<(), StoreError> {
-        let failed =
-            |reason: &str| self.settle(Outcome::Failed, Some(reason.to_owned()), None, None);
         match state {
             RunState::Exited { code, reason } => self.settle_exit(parser, Some(code), reason).await,
             RunState::Vanished => {
-                failed("its process is gone from the host without an exit code").await
+                self.fail("its process is gone from the host without an exit code").await
             }
-            RunState::Rebooted => failed("its host was rebooted").await,
+            RunState::Rebooted => self.fail("its host was rebooted").await,
             // The gate was shut: whoever did it ended the lease, or the start was cut off.
             RunState::Closed => {
                 super::attempt::release(
@@ -100,15 +105,23 @@ impl Attempt {
                 )
                 .await
             }
-            RunState::NotStarted | RunState::Starting { .. } | RunState::Running => {
-                self.end_on_host().await;
-                failed("its run had not begun 30 s after the start").await
+            RunState::NotStarted | RunState::Starting { .. } if !self.end_on_host().await => Ok(()),
+            // The start never arrived, and now its gate is shut: no attempt.
+            RunState::NotStarted => {
+                let reason = "its start never arrived on the host";
+                super::attempt::release(&self.replica, self.held, reason, Some(1)).await
             }
+            RunState::Starting { .. } => {
+                self.fail("its run had not begun 30 s after the start").await
+            }
+            // Nothing final.
+            RunState::Running => Ok(()),
         }
     }
 
-    /// The parser has to see the whole stream.
-    async fn feed_stored(&self, parser: &mut Parser, until: i64) -> Result<(), StoreError> {
+    /// The parser has to see the whole stream, but not what we put behind it.
+    async fn feed_stored(&self, parser: &mut Parser, until: u64) -> Result<(), StoreError> {
+        let until = i64::try_from(until).unwrap_or(i64::MAX);
         let mut offset = 0;
         while offset < until {
             let page = until_stored!(self.replica, async {
@@ -119,7 +132,8 @@ impl Attempt {
             })?;
             let Some(page) = page.filter(|p| !p.chunks.is_empty()) else { break };
             for chunk in &page.chunks {
-                parser.feed(&chunk.data);
+                let left = usize::try_from(until - chunk.offset).unwrap_or(0);
+                parser.feed(&chunk.data[..chunk.data.len().min(left)]);
             }
             offset = page.next_offset;
         }
@@ -129,10 +143,20 @@ impl Attempt {
     async fn on_beat(&self, beat: Beat, watch: &Mutex<Watch>) -> Result<Flow, StoreError> {
         let stop = match beat {
             Beat::Output { offset, data } => {
-                lock(watch).away = false;
-                if self.store_output(offset, &data).await? {
+                let cut = {
+                    let mut watch = lock(watch);
+                    watch.away = false;
+                    watch.cut
+                };
+                let kept = if cut { Vec::new() } else { kept_of(offset, &data) };
+                if kept.is_empty() || self.store_output(offset.min(WHOLE), &kept).await? {
                     {
                         let mut watch = lock(watch);
+                        watch.cut |= offset + data.len() as u64 > WHOLE;
+                        if watch.parsed != offset {
+                            watch.parser.skip();
+                        }
+                        watch.parsed = offset + data.len() as u64;
                         watch.parser.feed(&data);
                         if watch.parser.is_done() && watch.done_at.is_none() {
                             watch.done_at = Some(Instant::now());
@@ -188,12 +212,14 @@ impl Attempt {
             }
             (due, watch.done_at.is_some_and(|at| at.elapsed() > LINGER))
         };
+        let mut overdue = false;
         if due {
             let store = &self.replica.store;
             let state = until_stored!(self.replica, store.check_lease(self.held.task_id))?;
-            if !state.is_some_and(|s| s.is_held_by(&self.held)) {
+            let Some(state) = state.filter(|s| s.is_held_by(&self.held)) else {
                 return Ok(Some(Stop::LeaseGone));
-            }
+            };
+            overdue = state.overdue_secs.is_some_and(|secs| secs > DEADLINE_GRACE_SECS);
         }
         // After the lease: a run that was just called off is nobody's to come back for.
         if self.replica.shutdown.is_triggered() {
@@ -202,8 +228,16 @@ impl Attempt {
         if lingers {
             return Ok(Some(Stop::Lingers));
         }
-        let overdue = self.since.elapsed() > self.timeout + DEADLINE_GRACE;
         Ok(overdue.then_some(Stop::Overdue))
+    }
+}
+
+/// What is stored of output at an offset: all, or as much as is still to be kept and the mark.
+fn kept_of(offset: u64, data: &[u8]) -> Vec<u8> {
+    let room = usize::try_from(WHOLE.saturating_sub(offset)).unwrap_or(usize::MAX);
+    match data.get(..room) {
+        Some(kept) if kept.len() < data.len() => [kept, CUT].concat(),
+        _ => data.to_vec(),
     }
 }
 

@@ -4,6 +4,8 @@
 
 mod claude;
 mod codex;
+mod gemini;
+mod opencode;
 mod raw;
 
 use jiff::Timestamp;
@@ -32,6 +34,8 @@ pub struct Parser {
 enum Format {
     Codex(codex::Codex),
     Claude(claude::Claude),
+    Opencode(opencode::Opencode),
+    Gemini(gemini::Gemini),
     Raw(raw::Raw),
 }
 
@@ -45,15 +49,14 @@ struct Ended<'a> {
 }
 
 impl Parser {
-    /// For `opencode-json` and `gemini-json` the rules of `raw` hold for now: the exit code decides, and the summary is
-    /// the last lines, JSON as they are.
+    /// At the start of a stream.
     pub fn new(format: OutputFormat) -> Self {
         let format = match format {
             OutputFormat::CodexJson => Format::Codex(codex::Codex::default()),
             OutputFormat::ClaudeJson => Format::Claude(claude::Claude::default()),
-            OutputFormat::OpencodeJson | OutputFormat::GeminiJson | OutputFormat::Raw => {
-                Format::Raw(raw::Raw::default())
-            }
+            OutputFormat::OpencodeJson => Format::Opencode(opencode::Opencode::default()),
+            OutputFormat::GeminiJson => Format::Gemini(gemini::Gemini::default()),
+            OutputFormat::Raw => Format::Raw(raw::Raw::default()),
         };
         Self { line: Vec::new(), skipping: false, format }
     }
@@ -77,6 +80,12 @@ impl Parser {
         }
     }
 
+    /// Bytes were left out: the line at hand is none, nor is what comes before the next one's end.
+    pub fn skip(&mut self) {
+        self.line = Vec::new();
+        self.skipping = true;
+    }
+
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         if std::mem::take(&mut self.skipping) {
@@ -86,6 +95,8 @@ impl Parser {
             Format::Raw(raw) => raw.line(&line),
             Format::Codex(codex) => json(&line, |event| codex.event(event)),
             Format::Claude(claude) => json(&line, |event| claude.event(event)),
+            Format::Opencode(opencode) => json(&line, |event| opencode.event(event)),
+            Format::Gemini(gemini) => json(&line, |event| gemini.event(event)),
         }
     }
 
@@ -95,6 +106,8 @@ impl Parser {
         match &self.format {
             Format::Codex(codex) => codex.is_done(),
             Format::Claude(claude) => claude.is_done(),
+            Format::Opencode(opencode) => opencode.is_done(),
+            Format::Gemini(gemini) => gemini.is_done(),
             Format::Raw(_) => false,
         }
     }
@@ -112,6 +125,8 @@ impl Parser {
         let mut outcome = match self.format {
             Format::Codex(codex) => codex.finish(ended),
             Format::Claude(claude) => claude.finish(ended),
+            Format::Opencode(opencode) => opencode.finish(ended),
+            Format::Gemini(gemini) => gemini.finish(ended),
             Format::Raw(raw) => raw.finish(ended),
         };
         outcome.summary = outcome.summary.map(head).filter(|text| !text.is_empty());

@@ -201,7 +201,82 @@ fn raw_goes_by_the_exit_code() {
         OutcomeKind::TimedOut
     );
     assert_eq!(
-        judge_with(OutputFormat::GeminiJson, "", Some(0), ExitReason::Killed, "").kind,
+        judge_with(OutputFormat::Raw, "", Some(0), ExitReason::Killed, "").kind,
         OutcomeKind::Failed
     );
+}
+
+const OPENCODE: &str = r#"{"type":"step_start","sessionID":"ses_1","part":{"type":"step-start"}}
+{"type":"tool_use","sessionID":"ses_1","part":{"tool":"bash","state":{"status":"completed"}}}
+{"type":"step_finish","sessionID":"ses_1","part":{"reason":"tool-calls","cost":0.5,"tokens":{"input":10,"output":3}}}
+{"type":"step_start","sessionID":"ses_1","part":{}}
+{"type":"text","sessionID":"ses_1","part":{"text":"Done: é"}}
+{"type":"step_finish","sessionID":"ses_1","part":{"reason":"stop","cost":0.25,"tokens":{"input":5,"output":4}}}
+"#;
+
+#[test]
+fn opencode_goes_by_its_last_step() {
+    let judge = |text: &str, code| judge(OutputFormat::OpencodeJson, text, code);
+    let good = judge(OPENCODE, 0);
+    assert_eq!((good.kind, good.error), (OutcomeKind::Succeeded, None));
+    assert_eq!(good.summary.as_deref(), Some("Done: é"));
+    assert_eq!(good.session.as_deref(), Some("ses_1"));
+    let usage = Usage { input_tokens: Some(15), output_tokens: Some(7), cost_usd: Some(0.75) };
+    assert_eq!(good.usage, Some(usage));
+    // Hung after its last word, and ended for it.
+    let ended = judge_with(OutputFormat::OpencodeJson, OPENCODE, None, ExitReason::Exited, "");
+    assert_eq!(ended.kind, OutcomeKind::Succeeded);
+    // Exit code 0 alone is nothing: it wanted to go on, or was refused a permission and said nothing.
+    let (cut, _) = OPENCODE.split_once("{\"type\":\"text\"").unwrap();
+    for (text, code) in [(cut, 0), ("", 0), (OPENCODE, 1)] {
+        assert_eq!(judge(text, code).kind, OutcomeKind::Failed, "{text} {code}");
+    }
+    let error = |message: &str| {
+        let event = serde_json::json!({"type": "error", "error": {"name": "APIError", "data": {"message": message}}});
+        judge(&format!("{OPENCODE}{event}\n"), 0)
+    };
+    assert_eq!(error("Too Many Requests").kind, OutcomeKind::Quota { until: None });
+    assert_eq!(error("Invalid API key").kind, OutcomeKind::Auth);
+    assert_eq!(error("the model broke").error.as_deref(), Some("the model broke"));
+}
+
+const GEMINI: &str = r#"{"type":"init","session_id":"g1","model":"m"}
+{"type":"message","role":"user","content":"do it"}
+{"type":"message","role":"assistant","content":"I look.","delta":true}
+{"type":"tool_use","tool_name":"ls"}
+{"type":"error","severity":"warning","message":"a loop was detected"}
+{"type":"message","role":"assistant","content":"All ","delta":true}
+{"type":"message","role":"assistant","content":"dóne","delta":true}
+{"type":"result","status":"success","stats":{"total_tokens":9,"input_tokens":7,"output_tokens":2}}
+"#;
+
+#[test]
+fn gemini_goes_by_its_result() {
+    let judge = |text: &str, code| judge(OutputFormat::GeminiJson, text, code);
+    let good = judge(GEMINI, 0);
+    assert_eq!((good.kind, good.error), (OutcomeKind::Succeeded, None));
+    assert_eq!(good.summary.as_deref(), Some("All dóne"));
+    assert_eq!(good.session.as_deref(), Some("g1"));
+    let usage = Usage { input_tokens: Some(7), output_tokens: Some(2), cost_usd: None };
+    assert_eq!(good.usage, Some(usage));
+    let (open, _) = GEMINI.split_once("{\"type\":\"result\"").unwrap();
+    assert_eq!(judge(open, 0).kind, OutcomeKind::Failed);
+    assert_eq!(judge("", 41).kind, OutcomeKind::Auth);
+    let result = |message: &str| {
+        let event =
+            serde_json::json!({"type": "result", "status": "error", "error": {"message": message}});
+        judge(&format!("{open}{event}\n"), 0)
+    };
+    assert_eq!(result("Quota exceeded for requests").kind, OutcomeKind::Quota { until: None });
+    assert_eq!(result("it broke").error.as_deref(), Some("it broke"));
+}
+
+#[test]
+fn left_out_bytes_make_no_line() {
+    let mut parser = Parser::new(OutputFormat::Raw);
+    parser.feed(b"one\nhalf a li");
+    parser.skip();
+    parser.feed(b"ne of another\nlast\n");
+    let outcome = parser.finish(Some(0), ExitReason::Exited, "", now());
+    assert_eq!(outcome.summary.as_deref(), Some("one\nlast"));
 }

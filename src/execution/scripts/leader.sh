@@ -1,6 +1,6 @@
 # Leader of the CLI's process group, which it becomes at the end. Its variables begin with af_, so that neither the
 # profile nor the environment it sets up can change them.
-af_run=$1 af_task_dir=$2 af_via=$3
+af_run=$1 af_task_dir=$2 af_via=$3 af_checkout=$4
 umask 077
 
 # First be findable, then look whether the gate was closed meanwhile; kill.sh does the same the other way round.
@@ -38,6 +38,12 @@ done
 exec 3<&-
 # It may hold keys.
 rm -f "$af_run/spec"
+
+# A CLI in half a checkout would work on nothing: its attempt fails instead, with what git said.
+if [ "$af_checkout" = yes ] && ! checkout; then
+    echo "agent-fleet: the repository could not be checked out" >&2
+    exit 124
+fi
 
 # A CLI whose stdin never ends waits for ever.
 if [ "$af_via" = stdin ]; then

@@ -1,9 +1,9 @@
 # The detached runner of one run: starts the CLI, ends it at the deadline, writes `exit` last.
-run=$1 task_dir=$2 timeout=$3 grace=$4 via=$5
+run=$1 task_dir=$2 timeout=$3 grace=$4 via=$5 checkout=$6
 umask 077
 
 printf '%s %s\n' "$$" "$(start_time $$)" >"$run/runner"
-detach sh "$run/leader.sh" "$run" "$task_dir" "$via" </dev/null >"$run/stdout" 2>"$run/stderr" &
+detach sh "$run/leader.sh" "$run" "$task_dir" "$via" "$checkout" </dev/null >"$run/stdout" 2>"$run/stderr" &
 leader=$!
 
 # The watchdog looks every two seconds rather than sleeping once, so that it is gone soon after the CLI, with its sleep,

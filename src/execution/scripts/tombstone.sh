@@ -1,7 +1,4 @@
-# Shrinks the run to a tombstone: the gate stays shut, the rest goes. Further argument: after how many days tombstones
-# of this fleet are swept.
-days=$1
-
+# Shrinks the run to a tombstone: the gate stays shut, the rest goes.
 make_parents
 if mkdir "$run" 2>/dev/null; then
     mkdir "$run/closed"
@@ -17,7 +14,5 @@ mkdir "$run/tombstone" 2>/dev/null
 for file in "$run"/*; do
     [ ! -f "$file" ] || rm -f "$file"
 done
-for mark in "$fleet_dir"/*/tombstone; do
-    [ -z "$(find "$mark" -prune -mtime "+$days" 2>/dev/null)" ] || rm -rf "${mark%/tombstone}"
-done
+rm -f "$mark"
 answer buried

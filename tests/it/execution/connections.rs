@@ -215,6 +215,6 @@ async fn a_probe_tells_what_is_missing() {
         assert!(report.programs["bad"].as_ref().unwrap_err().contains("no such; cli"));
         fs::write(host.home.path().join("file"), "").unwrap();
         let report = look("~/file").await.unwrap();
-        assert!(report.problem.unwrap().contains("work_dir cannot be written"));
+        assert!(report.problem.unwrap().contains("work_dir cannot be used"));
     }
 }

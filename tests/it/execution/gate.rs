@@ -5,7 +5,7 @@ use std::{fs, process::Command, time::Duration};
 use agent_fleet::{
     execution::{
         ExecError, Executor, Killed, Output, RunDir, RunError, RunState, Script, StartError,
-        Started, kill, read, start, tombstone,
+        Started, kill, probe, read, start, tombstone,
     },
     model::Lease,
 };
@@ -70,6 +70,10 @@ async fn a_tombstone_keeps_the_gate_shut() {
         let run = host.run();
         start(host.on(), &run, &sh("until [ -e go ]; do sleep 0.05; done")).await.unwrap();
         assert!(matches!(tombstone(host.on(), &run).await, Err(RunError::Refused(_))));
+        let found = probe(host.on(), &run.work_dir, run.fleet_id, &[]).await.unwrap();
+        assert_eq!(found.runs, [(run.task_id, run.run_lease)]);
+        // The hour is over.
+        fs::remove_file(host.dir(&run).with_file_name("swept")).unwrap();
         fs::write(host.folder(&run).join("go"), "").unwrap();
         all(host.on(), &run, 0).await;
         // An old tombstone is swept, a young one and a run's directory stay.
@@ -81,6 +85,8 @@ async fn a_tombstone_keeps_the_gate_shut() {
         Command::new("touch").args(["-d", "9 days ago"]).arg(&mark).status().unwrap();
         for _ in 0..2 {
             tombstone(host.on(), &run).await.unwrap();
+            let found = probe(host.on(), &run.work_dir, run.fleet_id, &[]).await.unwrap();
+            assert_eq!(found.runs, []);
         }
         assert!(!host.dir(&old).exists() && host.dir(&young).exists());
         let left: Vec<_> = fs::read_dir(host.dir(&run)).unwrap().flatten().collect();

@@ -1,6 +1,7 @@
 //! Runs on hosts, over both executors: a local one and one that speaks to a real sshd.
 
 mod connections;
+mod folders;
 mod gate;
 mod kill;
 mod runs;
@@ -98,6 +99,7 @@ fn sh(script: &str) -> StartSpec {
         prompt_via: PromptVia::Stdin,
         prompt: b"do it".to_vec(),
         env: Vec::new(),
+        checkout: false,
         timeout: Duration::from_secs(60),
         kill_grace: Duration::from_secs(1),
     }

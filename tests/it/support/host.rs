@@ -9,7 +9,13 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{db::Db, eventually, node::Node, program::script, sshd::Sshd};
+use super::{
+    db::Db,
+    eventually,
+    node::Node,
+    program::{Serve, script},
+    sshd::Sshd,
+};
 
 /// Where tasks that require `agent:code` can run, two at a time; its CLI is a script of the test.
 #[derive(Debug)]
@@ -43,6 +49,14 @@ impl SshHost {
         let node = Node::start(db, replica_id, &format!("{toml}\n{}", self.toml)).await;
         node.until_host("h1", "online").await;
         node
+    }
+
+    /// One as a process of its own.
+    pub(crate) async fn serve(&self, db: &Db, replica_id: &str, toml: &str) -> Serve {
+        let open = "[auth]\nmode = \"open\"\n[dispatch]\ninterval = \"1s\"\n";
+        let mut serve = Serve::start(db.url(), replica_id, &format!("{open}{toml}{}", self.toml));
+        serve.ready().await;
+        serve
     }
 
     /// A file in the home.
