@@ -20,5 +20,6 @@ event as (
          jsonb_build_object('pinned_to', $2::text, 'execution_mode', $3::text)
     from cur join pinned using (task_id)
 )
-select cur.status, cur.lease, cur.holder, p.task_id is not null as applied
+select cur.status, cur.lease, cur.holder, p.task_id is not null as applied,
+       pg_current_xact_id()::text as xid
   from cur left join pinned p on true

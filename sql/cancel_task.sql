@@ -31,5 +31,6 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('reason', $3::text))
     from cur join cancelled using (task_id)
 )
-select cur.status, cur.lease, cur.holder, c.task_id is not null as applied
+select cur.status, cur.lease, cur.holder, c.task_id is not null as applied,
+       pg_current_xact_id()::text as xid
   from cur left join cancelled c on true

@@ -22,7 +22,7 @@ task as (
          i.execution_mode, i.execution_mode, i.max_retries, i.timeout_secs,
          case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open
     from input i
-    left join fleet.lanes l on l.capabilities = i.capabilities
+    left join fleet.lanes l on l.capabilities = i.capabilities and l.retired_xid is null
    order by nullif(i.key, i.task_id::text), i.ord
   on conflict (key) do nothing
   returning task_id, key, status, lane_id, execution_mode, run_at

@@ -23,5 +23,6 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('execution_mode', $3::text))
     from cur join again using (task_id)
 )
-select cur.status, cur.lease, cur.holder, a.task_id is not null as applied
+select cur.status, cur.lease, cur.holder, a.task_id is not null as applied,
+       pg_current_xact_id()::text as xid
   from cur left join again a on true

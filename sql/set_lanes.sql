@@ -15,5 +15,5 @@ update fleet.tasks t
    set lane_id = l.lane_id
   from ready r
   join fleet.task_specs s on s.task_id = r.task_id and s.version = r.spec_version
-  join fleet.lanes l on l.capabilities = s.capabilities
+  join fleet.lanes l on l.capabilities = s.capabilities and l.retired_xid is null
  where t.task_id = r.task_id

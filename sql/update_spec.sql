@@ -6,7 +6,7 @@
 with task as (
   update fleet.tasks t
      set spec_version = t.spec_version + 1, priority = $8,
-         lane_id = (select l.lane_id from fleet.lanes l where l.capabilities = $5::text[]), last_activity_at = now()
+         lane_id = (select l.lane_id from fleet.lanes l where l.capabilities = $5::text[] and l.retired_xid is null), last_activity_at = now()
    where t.task_id = $1
   returning t.task_id, t.spec_version, t.lease, t.attempt
 ),

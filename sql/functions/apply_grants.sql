@@ -59,7 +59,7 @@ begin
       ('hosts',              'select, insert, update'),
       ('idempotency_keys',   'select, insert, update, delete'),
       ('identity',           'select'),
-      ('lanes',              'select, insert, update'),
+      ('lanes',              'select, insert, update, delete'),
       ('receipts',           'select, insert, delete'),
       ('replica_hosts',      'select, insert, update, delete'),
       ('replicas',           'select, insert, update, delete'),

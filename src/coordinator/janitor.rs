@@ -27,6 +27,15 @@ async fn round(replica: &Replica) -> Result<(), StoreError> {
     if made > 0 {
         tracing::info!(made, "partitions were made for the weeks ahead");
     }
-    replica.store.delete_old_notices().await?;
+    let store = &replica.store;
+    store.delete_old_notices().await?;
+    let (retired, dropped) = (store.retire_lanes().await?, store.delete_retired_lanes().await?);
+    if retired > 0 || dropped > 0 {
+        tracing::info!(
+            retired,
+            dropped,
+            "lanes that nothing has referred to for a day were retired or dropped"
+        );
+    }
     Ok(())
 }

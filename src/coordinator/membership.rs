@@ -1,10 +1,10 @@
 //! Membership: this replica's session, its heartbeat, and the hosts that it lists.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use super::Replica;
+use super::{Replica, runner, wake};
 use crate::{
-    store::{HostListing, StoreError},
+    store::{BOOTED_AGAIN, EndLease, HeldLease, HostListing, Outcome, StoreError},
     telemetry::error_chain,
 };
 
@@ -46,13 +46,7 @@ pub(super) async fn run(replica: &Replica) {
     while !replica.shutdown.sleep(beat).await {
         match replica.pulse.beat_replica(replica.session()).await {
             Ok(true) => {}
-            Ok(false) => {
-                tracing::warn!("this replica was taken for dead; it joins anew");
-                if let Err(error) = join(replica).await {
-                    tracing::error!(error = %error_chain(&error), "the replica could not join the fleet");
-                }
-                replica.wake.wake_all();
-            }
+            Ok(false) => ended(replica).await,
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "the replica's heartbeat was not stored");
             }
@@ -60,11 +54,93 @@ pub(super) async fn run(replica: &Replica) {
     }
 }
 
+/// The session has ended under this replica's feet. Taken for dead, it joins anew; but not when another boot of its id began:
+/// two that joined anew in turn would end each other for ever.
+async fn ended(replica: &Replica) {
+    let id = &replica.config.server.replica_id;
+    match replica.pulse.read_session_end(replica.session()).await {
+        Ok(reason) if reason.as_deref() == Some(BOOTED_AGAIN) => {
+            tracing::error!(
+                replica.id = id,
+                "another process has started under this replica's id; this one stops. Give each its own server.replica_id"
+            );
+            replica.shutdown.trigger();
+        }
+        Ok(_) => {
+            tracing::warn!(replica.id = id, "this replica was taken for dead; it joins anew");
+            if let Err(error) = join(replica).await {
+                tracing::error!(error = %error_chain(&error), "the replica could not join the fleet");
+            }
+            replica.wake.wake_all();
+        }
+        Err(error) => {
+            tracing::warn!(error = %error_chain(&error), "why the replica's session has ended is not known yet");
+        }
+    }
+}
+
+/// The loop beside it, as often: what is in this replica's name is in its hands. On its own, so that a busy pool delays no
+/// heartbeat.
+pub(super) async fn hold(replica: &Arc<Replica>) {
+    let beat = replica.config.lease.replica_ttl / 3;
+    let mut idle = HashSet::new();
+    while !replica.shutdown.sleep(beat).await {
+        idle = pick_up(replica, &idle).await;
+    }
+}
+
+/// Leases in this replica's name that it does not execute: a claim or a takeover whose commit it did not hear of, or a run
+/// that its follower gave up. Those of two beats in a row (`idle` are those of the last one: a claim that has just been
+/// committed is not in hand yet) are followed on; where nothing was begun, the claim is undone. Returns those of this beat.
+async fn pick_up(replica: &Arc<Replica>, idle: &HashSet<HeldLease>) -> HashSet<HeldLease> {
+    let own = match replica.store.list_own_runs(replica.session()).await {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::warn!(error = %error_chain(&error), "this replica could not look what it holds");
+            return HashSet::new();
+        }
+    };
+    let mut now_idle = HashSet::new();
+    for run in own.into_iter().filter(|run| !replica.in_hand.contains(&run.held)) {
+        let held = run.held;
+        now_idle.insert(held);
+        if !idle.contains(&held) {
+            continue;
+        }
+        tracing::warn!(task.id = %held.task_id, lease = held.lease.0, "a lease of this replica was in nobody's hands");
+        if run.run.is_some() {
+            runner::adopt(replica, run);
+        } else if let Err(error) = undo(replica, held).await {
+            tracing::warn!(task.id = %held.task_id, error = %error_chain(&error), "the claim could not be undone yet");
+        }
+    }
+    now_idle
+}
+
+async fn undo(replica: &Replica, held: HeldLease) -> Result<(), StoreError> {
+    let end = EndLease {
+        held,
+        outcome: Outcome::Undone,
+        reason: Some("its claim was not heard of".to_owned()),
+        wait_secs: None,
+        receipt: None,
+        actor: replica.actor(),
+    };
+    replica.store.end_leases(&[end], replica.config.tasks.retry_backoff).await?;
+    replica.wake.ready();
+    Ok(())
+}
+
 /// Ends this boot's session, so that nobody waits for its death.
 pub(super) async fn leave(replica: &Replica) {
     let end = replica.pulse.end_session(replica.session(), "stopped");
     match tokio::time::timeout(Duration::from_secs(5), end).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => {
+            // Its sender has stopped. Without this the others find its runs a moment later.
+            if let Err(error) = replica.pulse.notify(wake::ORPHANED).await {
+                tracing::debug!(error = %error_chain(&error), "the other replicas could not be told of the end");
+            }
+        }
         Ok(Err(error)) => {
             tracing::warn!(error = %error_chain(&error), "the replica's session was not ended; it will be found silent");
         }

@@ -10,11 +10,12 @@
 //! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
 //! | [`hosts`], [`sweep`] | probes the hosts, and ends what is left over there |
 //! | [`reaper`] | ends silent sessions and what they held |
-//! | [`scheduler`] | makes due tasks ready, frees pins |
+//! | [`scheduler`] | makes due tasks ready, frees pins, ends what is past its deadline |
 //! | [`membership`], [`heartbeats`] | say who lives |
 //! | [`wake`] | hears and tells |
 //! | [`retention`] | forgets what ended long ago |
-//! | [`janitor`] | keeps partitions ahead |
+//! | [`janitor`] | keeps partitions ahead, drops what nobody needs |
+//! | [`watchdog`] | names who holds back vacuum |
 
 mod dispatcher;
 mod heartbeats;
@@ -30,6 +31,7 @@ mod runner;
 mod scheduler;
 mod sweep;
 mod wake;
+mod watchdog;
 
 use std::{
     path::Path,
@@ -199,6 +201,7 @@ impl Replica {
             wake::send,
             wake::listen,
             membership::run,
+            membership::hold,
             heartbeats::run,
             matchmaker::run,
             dispatcher::run,
@@ -207,7 +210,8 @@ impl Replica {
             reaper::run,
             scheduler::run,
             janitor::run,
-            retention::run
+            retention::run,
+            watchdog::run
         );
     }
 

@@ -10,36 +10,53 @@ use crate::{
     telemetry::error_chain,
 };
 
-/// Between two rounds.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Looks at least so often: how late may be a lease whose session somebody else ended and did not live to clear up after.
+const FLOOR: Duration = Duration::from_millis(2_500);
+/// Between two looks at least.
+const PAUSE: Duration = Duration::from_millis(250);
 /// Rows in one batch.
-const BATCH: i64 = 200;
+pub(super) const BATCH: i64 = 200;
 /// A run on a host is judged by its follower; only so long after its deadline by the reaper.
 pub(super) const HOST_GRACE: Duration = Duration::from_secs(60);
 
-/// The loop.
+/// The loop: sleeps until the next session would be silent.
 pub(super) async fn run(replica: &Replica) {
-    while !replica.shutdown.sleep(PERIOD.mul_f64(rand::random_range(0.8..1.2))).await {
-        if let Err(error) = round(replica).await {
-            tracing::warn!(error = %error_chain(&error), "the reaper could not finish its round");
-        }
+    let mut next = PAUSE;
+    while !replica.shutdown.sleep(next).await {
+        let floor = FLOOR.mul_f64(rand::random_range(0.8..1.2));
+        next = match round(replica).await {
+            Ok(next) => next.unwrap_or(floor).clamp(PAUSE, floor),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "the reaper could not finish its round");
+                floor
+            }
+        };
     }
 }
 
-/// One round; also what a test calls.
-pub(super) async fn round(replica: &Replica) -> Result<(), StoreError> {
-    for silent in replica.store.end_silent_sessions(replica.session(), BATCH).await? {
-        tracing::warn!(
-            session.id = %silent.session_id,
-            kind = silent.kind,
-            subject = silent.subject,
-            "a session fell silent and was ended; its tasks go back to the queue"
-        );
+/// One look, and what it calls for. Returns in how long the next session would be silent.
+async fn round(replica: &Replica) -> Result<Option<Duration>, StoreError> {
+    let silence = replica.store.read_silence().await?;
+    let mut lost = silence.lost;
+    if silence.silent {
+        let ended = replica.store.end_silent_sessions(replica.session(), BATCH).await?;
+        for silent in &ended {
+            tracing::warn!(
+                session.id = %silent.session_id,
+                kind = silent.kind,
+                subject = silent.subject,
+                "a session fell silent and was ended; its tasks go back to the queue"
+            );
+        }
+        lost |= !ended.is_empty();
+        if ended.iter().any(|silent| silent.kind == "replica") {
+            replica.wake.orphaned();
+        }
     }
-    loop {
-        let lost = replica.store.list_lost_leases(BATCH).await?;
-        let more = i64::try_from(lost.len()).unwrap_or(BATCH) >= BATCH;
-        let ends = lost
+    while lost {
+        let leases = replica.store.list_lost_leases(BATCH).await?;
+        lost = i64::try_from(leases.len()).unwrap_or(BATCH) >= BATCH;
+        let ends = leases
             .into_iter()
             .map(|(held, reason)| {
                 let reason = format!("its agent's session ended: {}", reason.unwrap_or_default());
@@ -47,16 +64,20 @@ pub(super) async fn round(replica: &Replica) -> Result<(), StoreError> {
             })
             .collect();
         settle(replica, ends).await?;
-        if !more {
-            break;
-        }
     }
+    Ok(silence.next)
+}
+
+/// Ends leases past their deadline, at most a batch. Returns how many there were.
+pub(super) async fn end_expired(replica: &Replica) -> Result<i64, StoreError> {
     let expired = replica.store.list_expired_leases(HOST_GRACE, BATCH).await?;
+    let count = i64::try_from(expired.len()).unwrap_or(BATCH);
     let ends = expired
         .into_iter()
         .map(|held| end(replica, held, Outcome::TimedOut, "its deadline passed".to_owned()))
         .collect();
-    settle(replica, ends).await
+    settle(replica, ends).await?;
+    Ok(count)
 }
 
 fn end(replica: &Replica, held: HeldLease, outcome: Outcome, reason: String) -> EndLease {

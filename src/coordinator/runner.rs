@@ -24,8 +24,8 @@ use crate::{
 
 /// Between TERM and KILL.
 pub(super) const KILL_GRACE: Duration = Duration::from_secs(5);
-/// Between two looks for runs whose replica is gone.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Between two looks for runs whose replica is gone, unless something tells of one.
+const PERIOD: Duration = Duration::from_secs(3);
 /// A first wait after a start that failed, in seconds; the backoff makes it more.
 const START_FAILED_WAIT: i32 = 1;
 
@@ -37,7 +37,6 @@ pub(super) struct InHand {
 
 impl InHand {
     /// True from before a claimed or adopted lease is first worked on until nobody here works on it any more.
-    #[expect(dead_code, reason = "for the rule at each beat, which lands next")]
     pub(super) fn contains(&self, held: &HeldLease) -> bool {
         self.leases().contains(held)
     }
@@ -74,9 +73,11 @@ impl Drop for Hold {
 
 /// The loop: takes over runs whose replica is gone.
 pub(super) async fn run(replica: &Arc<Replica>) {
-    while !replica.shutdown.sleep(PERIOD.mul_f64(rand::random_range(0.8..1.2))).await {
-        if replica.shutdown.is_draining() {
-            return;
+    while !replica.shutdown.is_draining() {
+        tokio::select! {
+            () = replica.shutdown.draining() => return,
+            () = replica.wake.runner() => {}
+            () = tokio::time::sleep(PERIOD.mul_f64(rand::random_range(0.8..1.2))) => {}
         }
         let reachable = replica.hosts.reachable();
         let actor = replica.actor();

@@ -21,6 +21,8 @@ enum Hint {
     Revoked,
     /// Somebody wants to know how the hosts are.
     Probe,
+    /// A replica's session has ended; its runs are to be taken over.
+    Orphaned,
 }
 
 impl Hint {
@@ -29,9 +31,13 @@ impl Hint {
             Self::Ready => "ready",
             Self::Revoked => "revoked",
             Self::Probe => "probe",
+            Self::Orphaned => ORPHANED,
         }
     }
 }
+
+/// The word for it, also for a replica that stops and has nobody left to send it.
+pub(super) const ORPHANED: &str = "orphaned";
 
 /// Who sleeps, and what the others are yet to be told.
 #[derive(Debug)]
@@ -40,6 +46,8 @@ pub struct Wake {
     dispatcher: Notify,
     revoked: watch::Sender<u64>,
     probers: Notify,
+    scheduler: Notify,
+    runner: Notify,
     outgoing: Mutex<BTreeSet<Hint>>,
     sender: Notify,
 }
@@ -52,6 +60,8 @@ impl Wake {
             dispatcher: Notify::new(),
             revoked: watch::Sender::new(0),
             probers: Notify::new(),
+            scheduler: Notify::new(),
+            runner: Notify::new(),
             outgoing: Mutex::default(),
             sender: Notify::new(),
         }
@@ -59,6 +69,8 @@ impl Wake {
 
     /// A commit of this replica made a task ready or a slot free.
     pub fn ready(&self) {
+        // It may also be ready only later.
+        self.scheduler.notify_one();
         self.wake(Hint::Ready);
         self.tell(Hint::Ready);
     }
@@ -67,6 +79,12 @@ impl Wake {
     pub fn revoked(&self) {
         self.wake(Hint::Revoked);
         self.tell(Hint::Revoked);
+    }
+
+    /// A replica's session has ended.
+    pub(super) fn orphaned(&self) {
+        self.wake(Hint::Orphaned);
+        self.tell(Hint::Orphaned);
     }
 
     /// Every replica is to probe its hosts now.
@@ -81,6 +99,7 @@ impl Wake {
             "ready" => self.wake(Hint::Ready),
             "revoked" => self.wake(Hint::Revoked),
             "probe" => self.wake(Hint::Probe),
+            ORPHANED => self.wake(Hint::Orphaned),
             _ => self.wake_all(),
         }
     }
@@ -89,11 +108,18 @@ impl Wake {
     pub(super) fn wake_all(&self) {
         self.wake(Hint::Ready);
         self.wake(Hint::Revoked);
+        self.wake(Hint::Orphaned);
+        self.scheduler.notify_one();
     }
 
     /// A host has become reachable, here: nobody else needs to know.
     pub(super) fn dispatch(&self) {
         self.dispatcher.notify_one();
+    }
+
+    /// The same for runs that nobody reached.
+    pub(super) fn host_is_back(&self) {
+        self.wake(Hint::Orphaned);
     }
 
     /// Ends when the matchmaker has something to look at.
@@ -109,6 +135,16 @@ impl Wake {
     /// Ends when the dispatcher has something to look at.
     pub(super) async fn dispatcher(&self) {
         self.dispatcher.notified().await;
+    }
+
+    /// Ends when the scheduler has something to look at.
+    pub(super) async fn scheduler(&self) {
+        self.scheduler.notified().await;
+    }
+
+    /// Ends when there may be runs to take over.
+    pub(super) async fn runner(&self) {
+        self.runner.notified().await;
     }
 
     /// Ends when the hosts are to be probed now.
@@ -129,6 +165,7 @@ impl Wake {
             }
             Hint::Revoked => self.revoked.send_modify(|n| *n += 1),
             Hint::Probe => self.probers.notify_waiters(),
+            Hint::Orphaned => self.runner.notify_one(),
         }
     }
 

@@ -10,8 +10,8 @@ use super::{
     issues,
     rows::{get, word},
     statement::{
-        CHECK_LEASE, END_LEASES, FIND_RECEIPT, LIST_EXPIRED_LEASES, LIST_LOST_LEASES,
-        LIST_PENDING_ISSUES, LIST_SESSION_LEASES, START_TASK,
+        CHECK_LEASE, END_LEASES, FIND_LEASE_END, FIND_RECEIPT, LIST_EXPIRED_LEASES,
+        LIST_LOST_LEASES, LIST_PENDING_ISSUES, LIST_SESSION_LEASES, START_TASK,
     },
 };
 use crate::model::{Actor, ExecutionMode, Lease, Receipt, SessionId, Status, TaskId};
@@ -79,7 +79,7 @@ pub struct EndLease {
 pub enum Ended {
     /// It has ended; the task now has this status.
     Now(Status),
-    /// This very receipt had ended it before.
+    /// This very receipt had ended it before, or this very call did, unheard.
     Before,
     /// Nothing was done.
     Not(Refusal),
@@ -136,13 +136,16 @@ impl Store {
         if ends.is_empty() {
             return Ok(Vec::new());
         }
-        retry!(self.end_once(ends, backoff).await)
+        let mut unheard = false;
+        retry!(self.end_once(ends, backoff, &mut unheard).await)
     }
 
+    /// `unheard` is true once the commit of an earlier try was not heard of.
     async fn end_once(
         &self,
         ends: &[EndLease],
         backoff: std::time::Duration,
+        unheard: &mut bool,
     ) -> Result<Vec<Ended>, StoreError> {
         let tasks: Vec<Uuid> = ends.iter().map(|e| e.held.task_id.0).collect();
         let leases: Vec<i64> = ends.iter().map(|e| e.held.lease.0).collect();
@@ -194,11 +197,12 @@ impl Store {
             ended.push(match row {
                 Some(row) if get::<bool>(row, "applied") => Ended::Now(word(row, "to_status")?),
                 Some(row) if get::<Option<&str>>(row, "old_status").is_some() => {
-                    refused(&tx, end, hash.as_deref()).await?
+                    refused(&tx, end, hash.as_deref(), *unheard).await?
                 }
                 _ => Ended::Not(Refusal::Missing),
             });
         }
+        *unheard = true;
         commit(tx).await?;
         Ok(ended)
     }
@@ -300,14 +304,22 @@ fn held_lease(row: &tokio_postgres::Row) -> HeldLease {
     }
 }
 
-/// A receipt whose lease is gone may be one that was stored before.
+/// A receipt whose lease is gone may be one that was stored before; any end of a lease may be one whose commit was not heard
+/// of.
 async fn refused<C: GenericClient>(
     client: &C,
     end: &EndLease,
     hash: Option<&[u8]>,
+    unheard: bool,
 ) -> Result<Ended, StoreError> {
-    let (Some(hash), actor) = (hash, end.actor.to_string()) else {
-        return Ok(Ended::Not(Refusal::LeaseLost));
+    let actor = end.actor.to_string();
+    let Some(hash) = hash else {
+        let done = unheard
+            && FIND_LEASE_END
+                .row(client, &[&end.held.task_id.0, &end.held.lease.0, &actor])
+                .await?
+                .is_some();
+        return Ok(if done { Ended::Before } else { Ended::Not(Refusal::LeaseLost) });
     };
     let sender = actor.split_once(':').map_or("", |(_, name)| name);
     let row =

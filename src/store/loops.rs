@@ -2,20 +2,115 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Row;
+
 use super::{
     Store, StoreError,
     rows::get,
     statement::{
-        CHECK_PARTITIONS, DECIDE_PULL, DELETE_OLD_NOTICES, EXPIRE_PINS, LIST_LANELESS_SETS,
-        MAKE_PARTITIONS, PROMOTE_DUE_TASKS, SET_LANES,
+        CHECK_PARTITIONS, DECIDE_PULL, DELETE_OLD_NOTICES, DELETE_RETIRED_LANES, EXPIRE_PINS,
+        LIST_LANELESS_SETS, LIST_VACUUM_BLOCKERS, MAKE_PARTITIONS, PROMOTE_DUE_TASKS, READ_DUE,
+        READ_SILENCE, RETIRE_LANES, SET_LANES,
     },
 };
 use crate::model::Actor;
 
 /// Rows changed in one statement, at most.
-const BATCH: i64 = 500;
+pub(crate) const BATCH: i64 = 500;
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Scheduled tasks whose time has come.
+    pub scheduled: bool,
+    /// Reservations that ran out.
+    pub pins: bool,
+    /// Leases past their deadline.
+    pub deadlines: bool,
+    /// Ready tasks without a lane.
+    pub laneless: bool,
+    /// In how long something will be next, as things stand.
+    pub next: Option<Duration>,
+}
+
+/// Who is silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// Some session, whether or not anybody may judge it yet.
+    pub silent: bool,
+    /// Some lease whose session has ended.
+    pub lost: bool,
+    /// In how long the next session will be, unless it is heard of.
+    pub next: Option<Duration>,
+}
+
+/// Who holds back vacuum.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VacuumBlocker {
+    /// `transaction`, `prepared transaction` or `replication slot`.
+    pub kind: String,
+    /// The backend, if one is behind it.
+    pub pid: Option<i32>,
+    /// The application, account, transaction or slot.
+    pub name: String,
+    /// What the backend does, as far as this account may see.
+    pub state: Option<String>,
+    /// For how long, in seconds, where that is known.
+    pub age_secs: Option<f64>,
+}
 
 impl Store {
+    /// The scheduler's look.
+    pub async fn read_due(&self, grace: Duration) -> Result<Due, StoreError> {
+        let client = self.client().await?;
+        let row = READ_DUE.one(&client, &[&grace.as_secs_f64()]).await?;
+        Ok(Due {
+            scheduled: get(&row, "scheduled"),
+            pins: get(&row, "pins"),
+            deadlines: get(&row, "deadlines"),
+            laneless: get(&row, "laneless"),
+            next: next_of(&row),
+        })
+    }
+
+    /// The reaper's look.
+    pub async fn read_silence(&self) -> Result<Silence, StoreError> {
+        let client = self.client().await?;
+        let row = READ_SILENCE.one(&client, &[]).await?;
+        Ok(Silence { silent: get(&row, "silent"), lost: get(&row, "lost"), next: next_of(&row) })
+    }
+
+    /// Who holds back vacuum for longer than this.
+    pub async fn list_vacuum_blockers(
+        &self,
+        longer: Duration,
+    ) -> Result<Vec<VacuumBlocker>, StoreError> {
+        let client = self.client().await?;
+        let rows = LIST_VACUUM_BLOCKERS.rows(&client, &[&longer.as_secs_f64()]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| VacuumBlocker {
+                kind: get(row, "kind"),
+                pid: get(row, "pid"),
+                name: get(row, "name"),
+                state: get(row, "state"),
+                age_secs: get(row, "age_secs"),
+            })
+            .collect())
+    }
+
+    /// Retires lanes that nothing has referred to for a day. Returns how many.
+    pub async fn retire_lanes(&self) -> Result<i64, StoreError> {
+        let client = self.client().await?;
+        Ok(get(&RETIRE_LANES.one(&client, &[&BATCH]).await?, "retired"))
+    }
+
+    /// Drops lanes that were retired before, once nobody can have read them in time. Returns how many.
+    pub async fn delete_retired_lanes(&self) -> Result<i64, StoreError> {
+        let client = self.client().await?;
+        Ok(get(&DELETE_RETIRED_LANES.one(&client, &[&BATCH]).await?, "dropped"))
+    }
+
     /// Phase 2: decides what waited too long and no known host could ever serve. Returns how many.
     pub async fn decide_pull(&self, grace: Duration, actor: &Actor) -> Result<i64, StoreError> {
         let client = self.client().await?;
@@ -77,4 +172,9 @@ impl Store {
         let client = self.client().await?;
         DELETE_OLD_NOTICES.run(&client, &[]).await
     }
+}
+
+fn next_of(row: &Row) -> Option<Duration> {
+    let secs = get::<Option<f64>>(row, "next_secs")?;
+    Some(Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(Duration::MAX))
 }

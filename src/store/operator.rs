@@ -2,9 +2,12 @@
 
 use super::{
     Store, StoreError,
+    connection::{begin, commit},
     error::retry,
     rows::{get, word},
-    statement::{ASSIGN_TASK, CANCEL_TASK, FIND_TARGET, Params, RETRY_TASK, Statement},
+    statement::{
+        ASSIGN_TASK, CANCEL_TASK, FIND_EVENT_OF, FIND_TARGET, Params, RETRY_TASK, Statement,
+    },
 };
 use crate::model::{Actor, ExecutionMode, Status, TaskId, words};
 
@@ -44,7 +47,7 @@ impl Store {
         actor: &Actor,
         reason: Option<&str>,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
-        self.operate(&CANCEL_TASK, &[&task.0, &actor.to_string(), &reason]).await
+        self.operate(task, &CANCEL_TASK, &[&task.0, &actor.to_string(), &reason]).await
     }
 
     /// Wants an ended task run again, if given in another mode from now on.
@@ -55,7 +58,7 @@ impl Store {
         mode: Option<ExecutionMode>,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
         let mode = mode.map(ExecutionMode::as_str);
-        self.operate(&RETRY_TASK, &[&task.0, &actor.to_string(), &mode, &"retried"]).await
+        self.operate(task, &RETRY_TASK, &[&task.0, &actor.to_string(), &mode, &"retried"]).await
     }
 
     /// Pins a task to an agent, host or host agent.
@@ -68,6 +71,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
         self.operate(
+            task,
             &ASSIGN_TASK,
             &[&task.0, &target, &mode.as_str(), &reservation.as_secs_f64(), &actor.to_string()],
         )
@@ -93,19 +97,38 @@ impl Store {
 
     async fn operate(
         &self,
+        task: TaskId,
         statement: &Statement,
         params: Params<'_>,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
-        retry!(
-            async {
-                let client = self.client().await?;
-                match statement.row(&client, params).await? {
-                    None => Ok(Err(OperatorRefusal::Missing)),
-                    Some(row) if get(&row, "applied") => Ok(Ok(())),
-                    Some(row) => Ok(Err(OperatorRefusal::Status(word(&row, "status")?))),
-                }
-            }
-            .await
-        )
+        let mut unheard = None;
+        retry!(self.operate_once(task, statement, params, &mut unheard).await)
+    }
+
+    /// `unheard` is the transaction of an earlier try whose commit was not heard of. If it went through, this one finds
+    /// the task as that one left it: refused, and yet done.
+    async fn operate_once(
+        &self,
+        task: TaskId,
+        statement: &Statement,
+        params: Params<'_>,
+        unheard: &mut Option<String>,
+    ) -> Result<Result<(), OperatorRefusal>, StoreError> {
+        let mut client = self.client().await?;
+        let tx = begin(&mut client).await?;
+        let Some(row) = statement.row(&tx, params).await? else {
+            return Ok(Err(OperatorRefusal::Missing));
+        };
+        if get(&row, "applied") {
+            *unheard = Some(get(&row, "xid"));
+            commit(tx).await?;
+            return Ok(Ok(()));
+        }
+        if let Some(xid) = unheard.as_ref()
+            && FIND_EVENT_OF.row(&tx, &[&task.0, xid]).await?.is_some()
+        {
+            return Ok(Ok(()));
+        }
+        Ok(Err(OperatorRefusal::Status(word(&row, "status")?)))
     }
 }

@@ -1,11 +1,15 @@
 //! Runs on hosts: recorded before they start, followed by offset, taken over when their replica is gone.
 
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
     HeldLease, Store, StoreError,
     rows::{get, word},
-    statement::{APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, MARK_RUN_STARTED, TAKE_OVER_RUNS},
+    statement::{
+        APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, LIST_OWN_RUNS, MARK_RUN_STARTED,
+        TAKE_OVER_RUNS,
+    },
 };
 use crate::{
     config::OutputFormat,
@@ -133,28 +137,37 @@ impl Store {
             .rows(&client, &[&ids, &session.0, &actor.to_string(), &BATCH])
             .await?
             .iter()
-            .map(|row| {
-                let run = match get::<Option<i64>>(row, "run_lease") {
-                    None => None,
-                    Some(run_lease) => Some(KnownRun {
-                        run_lease: Lease(run_lease),
-                        output: word(row, "output")?,
-                        work_dir: get(row, "work_dir"),
-                        timeout_secs: get(row, "timeout_secs"),
-                        next_offset: get(row, "next_offset"),
-                        started: get(row, "started"),
-                    }),
-                };
-                Ok(TakenOver {
-                    held: HeldLease {
-                        task_id: TaskId(get::<Uuid>(row, "task_id")),
-                        lease: Lease(get(row, "lease")),
-                        holder: session,
-                    },
-                    host_agent: HostAgentId(get(row, "host_agent_id")),
-                    run,
-                })
-            })
+            .map(|row| taken_over(row, session))
             .collect()
     }
+
+    /// What a replica holds by its session, whether or not it executes it.
+    pub async fn list_own_runs(&self, session: SessionId) -> Result<Vec<TakenOver>, StoreError> {
+        let client = self.client().await?;
+        let rows = LIST_OWN_RUNS.rows(&client, &[&session.0]).await?;
+        rows.iter().map(|row| taken_over(row, session)).collect()
+    }
+}
+
+fn taken_over(row: &Row, session: SessionId) -> Result<TakenOver, StoreError> {
+    let run = match get::<Option<i64>>(row, "run_lease") {
+        None => None,
+        Some(run_lease) => Some(KnownRun {
+            run_lease: Lease(run_lease),
+            output: word(row, "output")?,
+            work_dir: get(row, "work_dir"),
+            timeout_secs: get(row, "timeout_secs"),
+            next_offset: get(row, "next_offset"),
+            started: get(row, "started"),
+        }),
+    };
+    Ok(TakenOver {
+        held: HeldLease {
+            task_id: TaskId(get::<Uuid>(row, "task_id")),
+            lease: Lease(get(row, "lease")),
+            holder: session,
+        },
+        host_agent: HostAgentId(get(row, "host_agent_id")),
+        run,
+    })
 }

@@ -11,10 +11,13 @@ use super::{
     rows::get,
     statement::{
         BEAT_REPLICA, BEGIN_SESSION, END_SESSION, END_SESSIONS_OF, END_SILENT_SESSIONS,
-        READ_IDENTITY, UPSERT_REPLICA,
+        READ_IDENTITY, READ_SESSION_END, UPSERT_REPLICA,
     },
 };
 use crate::model::SessionId;
+
+/// Why the session of a replica has ended whose id another boot has now.
+pub(crate) const BOOTED_AGAIN: &str = "booted again";
 
 /// A session that was found silent and has been ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +64,7 @@ impl Store {
     ) -> Result<SessionId, StoreError> {
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
-        END_SESSIONS_OF.run(&tx, &[&"replica", &replica_id, &"booted again"]).await?;
+        END_SESSIONS_OF.run(&tx, &[&"replica", &replica_id, &BOOTED_AGAIN]).await?;
         let row = BEGIN_SESSION.one(&tx, &[&"replica", &replica_id, &ttl.as_secs_f64()]).await?;
         let session: Uuid = get(&row, "session_id");
         let version = env!("CARGO_PKG_VERSION");
@@ -74,6 +77,13 @@ impl Store {
     pub async fn beat_replica(&self, session: SessionId) -> Result<bool, StoreError> {
         let client = self.client().await?;
         Ok(BEAT_REPLICA.row(&client, &[&session.0]).await?.is_some())
+    }
+
+    /// Why a session has ended.
+    pub async fn read_session_end(&self, session: SessionId) -> Result<Option<String>, StoreError> {
+        let client = self.client().await?;
+        let row = READ_SESSION_END.row(&client, &[&session.0]).await?;
+        Ok(row.and_then(|row| get(&row, "end_reason")))
     }
 
     /// Ends a session; nothing if it has ended.

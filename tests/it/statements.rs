@@ -78,6 +78,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
         ("claim_push_2_count", "array[1]"),
         ("claim_push_2_pinned", "array['h'], 1"),
         ("list_session_leases", "gen_random_uuid()"),
+        ("list_own_runs", "gen_random_uuid()"),
     ] {
         let plan = plan(&db, name, values).await;
         assert!(
@@ -113,6 +114,7 @@ async fn holder_writes_find_their_row_by_primary_key() {
         ("promote_due_tasks", "10, 'a'"),
         ("expire_pins", "10, 'a'"),
         ("list_expired_leases", "60, 10"),
+        ("read_due", "60"),
     ] {
         let plan = plan(&db, name, values).await;
         assert!(plan.contains("tasks_due"), "{name}:\n{plan}");

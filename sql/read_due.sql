@@ -1,0 +1,18 @@
+-- Purpose: the scheduler's look: which kinds of work are due, and in how many seconds something will be next (null: never,
+--          as things stand). One statement, so that idling costs one.
+-- Locks:   none.
+-- Index:   tasks_due; tasks_ready_pull, tasks_ready_push (lane_id is null is their first key).
+-- $1 double precision: grace for runs on hosts past their deadline, in seconds.
+select exists (select 1 from fleet.tasks
+                where due_at is not null and due_at <= now() and status = 'scheduled') as scheduled,
+       exists (select 1 from fleet.tasks
+                where due_at is not null and due_at <= now() and status = 'assigned' and holder is null) as pins,
+       exists (select 1 from fleet.tasks
+                where due_at is not null and due_at <= now() and holder is not null
+                  and (host_agent_id is null or deadline_at <= now() - make_interval(secs => $1))) as deadlines,
+       exists (select 1 from fleet.tasks
+                where lane_id is null and status = 'created' and execution_mode in ('http_pull', 'undecided'))
+       or exists (select 1 from fleet.tasks
+                   where lane_id is null and status = 'created' and execution_mode in ('ssh_cli', 'undecided')) as laneless,
+       extract(epoch from (select min(due_at) from fleet.tasks where due_at is not null and due_at > now())
+                          - now())::double precision as next_secs

@@ -1,0 +1,224 @@
+//! Commits that go through although nobody hears of it: the connection is cut between the commit and its answer. What was
+//! done is found by reading it again, and is not answered as refused.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use agent_fleet::{
+    model::{AgentId, CapabilitySet, ExecutionMode as Mode, Status, TaskId},
+    store::{Credential, EndLease, Ended, HeldLease, Outcome, Registration, Store},
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixStream},
+};
+use tokio_postgres::{Config, config::Host};
+
+use crate::support::{
+    db::{Db, database},
+    fleet::{HOUR, NOW, agent, create, operator, pull, task},
+};
+
+/// Stands between a store and its database. Once armed, the answer to the next COMMIT is lost with its connection.
+struct Line {
+    armed: Arc<AtomicBool>,
+    store: Store,
+}
+
+/// A stream of bytes, by whatever way the server is reached.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+async fn dial(config: &Config) -> Box<dyn Wire> {
+    let port = *config.get_ports().first().unwrap_or(&5432);
+    match &config.get_hosts()[0] {
+        Host::Unix(dir) => {
+            Box::new(UnixStream::connect(dir.join(format!(".s.PGSQL.{port}"))).await.unwrap())
+        }
+        Host::Tcp(host) => Box::new(TcpStream::connect((host.as_str(), port)).await.unwrap()),
+    }
+}
+
+impl Line {
+    async fn new(db: &Db) -> Self {
+        let config: Config = db.url().parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (user, name) = (config.get_user().unwrap(), config.get_dbname().unwrap());
+        let mut url = format!("host=127.0.0.1 port={port} user={user} dbname={name}");
+        if let Some(password) = config.get_password() {
+            url.push_str(&format!(" password={}", std::str::from_utf8(password).unwrap()));
+        }
+        let armed = Arc::new(AtomicBool::new(false));
+        let cut = Arc::clone(&armed);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(carry(client, dial(&config).await, Arc::clone(&cut)));
+            }
+        });
+        Self { armed, store: Store::new(&database(&url), "test").unwrap() }
+    }
+
+    fn arm(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    fn was_cut(&self) -> bool {
+        !self.armed.load(Ordering::SeqCst)
+    }
+}
+
+async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, armed: Arc<AtomicBool>) {
+    let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => {
+                let Ok(count @ 1..) = read else { return };
+                let commits = up[..count].windows(7).any(|w| w == b"COMMIT\0");
+                if server.write_all(&up[..count]).await.is_err() {
+                    return;
+                }
+                if commits && armed.swap(false, Ordering::SeqCst) {
+                    // It is answered once it is done; then nobody hears of it.
+                    let _ = server.read(&mut down).await;
+                    return;
+                }
+            }
+            read = server.read(&mut down) => {
+                let Ok(count @ 1..) = read else { return };
+                if client.write_all(&down[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn types(db: &Db, id: TaskId) -> Vec<String> {
+    let sql = "select type from fleet.task_events where task_id = $1 order by event_id";
+    db.rows(sql, &[&id.0]).await.iter().map(|r| r.get(0)).collect()
+}
+
+async fn status(store: &Store, id: TaskId) -> Status {
+    store.get_task(id).await.unwrap().unwrap().status
+}
+
+fn ended(held: HeldLease, outcome: Outcome) -> EndLease {
+    EndLease {
+        held,
+        outcome,
+        reason: None,
+        wait_secs: None,
+        receipt: None,
+        actor: agent_fleet::model::Actor::Agent("a".into()),
+    }
+}
+
+#[tokio::test]
+async fn an_operators_act_that_was_done_unheard_is_not_refused() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    let id = create(&db.store(), task(&[], Mode::Undecided), 1).await[0];
+
+    line.arm();
+    let done = line.store.cancel_task(id, &operator(), Some("enough")).await.unwrap();
+    assert!(line.was_cut());
+    assert_eq!(done, Ok(()));
+    assert_eq!(types(&db, id).await, ["created", "cancelled"]);
+    // And one that was not: it is refused as ever.
+    assert!(line.store.cancel_task(id, &operator(), None).await.unwrap().is_err());
+
+    line.arm();
+    assert_eq!(line.store.retry_task(id, &operator(), None).await.unwrap(), Ok(()));
+    assert!(line.was_cut());
+    assert_eq!(types(&db, id).await, ["created", "cancelled", "retried"]);
+    assert!(line.store.retry_task(id, &operator(), None).await.unwrap().is_err());
+
+    // An assignment may be done twice, which is once.
+    line.arm();
+    let assigned = line.store.assign_task(id, "a", Mode::HttpPull, HOUR, &operator()).await;
+    assert_eq!(assigned.unwrap(), Ok(()));
+    assert!(line.was_cut());
+    assert_eq!(status(&line.store, id).await, Status::Assigned);
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_release_that_was_done_unheard_is_not_a_lost_lease() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    let store = db.store();
+    let id = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    let session = agent(&store, "a", &[], 1).await;
+    let held = pull(&store, session).await.unwrap();
+    line.arm();
+    let answer = line.store.end_leases(&[ended(held, Outcome::Released)], NOW).await.unwrap();
+    assert!(line.was_cut());
+    assert!(matches!(answer[0], Ended::Before | Ended::Now(_)), "{answer:?}");
+    assert_eq!(types(&db, id).await, ["created", "claimed", "released"]);
+    // Said again by itself, it is refused as ever.
+    let answer = line.store.end_leases(&[ended(held, Outcome::Released)], NOW).await.unwrap();
+    assert!(matches!(answer[0], Ended::Not(_)), "{answer:?}");
+    db.check_history().await;
+}
+
+fn registration() -> Registration {
+    Registration {
+        agent_id: AgentId::parse("a").unwrap(),
+        agent_type: "t".into(),
+        hostname: "h".into(),
+        capabilities: CapabilitySet::default(),
+        max_concurrency: 1,
+        metadata: json!({}),
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_has_requeued_yet_is_resumed_also_after_silence() {
+    let db = Db::new().await;
+    let store = db.store();
+    let id = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    let session = agent(&store, "a", &[], 1).await;
+    let held = pull(&store, session).await.unwrap();
+    // Its death is on record, its tasks have not been requeued yet.
+    store.end_session(session, "silent").await.unwrap();
+    let registered = store
+        .register_agent(&registration(), Credential::Admin, &[7; 32], HOUR, &[id])
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(registered.resumed, [(id, held.lease)]);
+    assert_eq!(store.list_lost_leases(10).await.unwrap(), []);
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_registration_that_was_done_unheard_still_resumes() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    let store = db.store();
+    let id = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    let session = agent(&store, "a", &[], 1).await;
+    let held = pull(&store, session).await.unwrap();
+    line.arm();
+    let registered = line
+        .store
+        .register_agent(&registration(), Credential::Admin, &[7; 32], HOUR, &[id])
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(line.was_cut());
+    assert_eq!(registered.resumed, [(id, held.lease)]);
+    assert!(registered.replaced.contains(&session), "what it held beside goes back");
+    let state = store.check_lease(id).await.unwrap().unwrap();
+    assert_eq!(state.holder, Some(registered.session));
+
+    line.arm();
+    let deleted = line.store.delete_agent("a").await.unwrap();
+    assert!(line.was_cut());
+    assert_eq!(deleted, Some(vec![registered.session]));
+    assert_eq!(line.store.delete_agent("a").await.unwrap(), None);
+}
