@@ -6,7 +6,7 @@
 with over as materialized (
   select lane_id
     from fleet.lanes
-   where retired_xid is not null and seen_at < now() - interval '1 hour'
+   where retired_xid is not null and paused_at is null and seen_at < now() - interval '1 hour'
      and retired_xid < pg_snapshot_xmin(pg_current_snapshot())
    order by capabilities
    limit $1

@@ -6,7 +6,7 @@ use crate::{config::Config, store::Store, telemetry};
 /// Arguments of `migrate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Also make the roles fleet_owner, fleet_app, fleet_readonly and fleet_maintenance, and give each its rights. May be
+    /// Also make the roles `fleet_owner`, `fleet_app`, `fleet_readonly` and `fleet_maintenance`, and give each its rights. May be
     /// repeated. Needs an account that may create roles.
     #[arg(long)]
     roles: bool,

@@ -186,7 +186,7 @@ async fn old_partitions_are_dropped_whatever_state_they_were_left_in() {
     tx.batch_execute("select count(*) from fleet.task_logs").await.unwrap();
     let retention = 28 * DAY;
     let first = store.drop_old_partitions(retention).await.unwrap();
-    assert_eq!(first.left, [pending.clone()], "somebody reads it");
+    assert_eq!(first.left, std::slice::from_ref(&pending), "somebody reads it");
     assert!(first.dropped.contains(&attached) && first.dropped.contains(&detached), "{first:?}");
     let waits = db
         .rows(
