@@ -1,6 +1,6 @@
 //! The pool, and how each session of it is set up.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts, Transaction,
@@ -8,7 +8,7 @@ use deadpool_postgres::{
 use tokio_postgres::{Config, IsolationLevel, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::StoreError;
+use super::{StoreError, ledger::Ledger, ready::Ready, work::Crowd};
 use crate::config::{Database, Secret};
 
 /// What every session of ours must have; checked by SHOW, since a pooler may drop connection options.
@@ -25,6 +25,9 @@ pub struct Store {
     pool: Pool,
     config: Config,
     listen_config: Config,
+    ready: Arc<Ready>,
+    ledger: Arc<Ledger>,
+    crowd: Arc<Crowd>,
 }
 
 /// How to connect: `sslmode=require` in the address means TLS with a verified certificate; anything else means none.
@@ -58,12 +61,34 @@ impl Store {
             })
             .build()
             .map_err(|e| StoreError::Address { reason: e.to_string() })?;
-        Ok(Self { pool, config, listen_config })
+        Ok(Self {
+            pool,
+            config,
+            listen_config,
+            ready: Arc::default(),
+            ledger: Arc::new(Ledger::new()),
+            crowd: Arc::default(),
+        })
     }
 
     /// A connection of the pool.
     pub(super) async fn client(&self) -> Result<Object, StoreError> {
         Ok(self.pool.get().await?)
+    }
+
+    /// Where ready tasks are, as far as this process knows.
+    pub(super) fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Who holds what, as far as this process knows.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How many others seem to claim, too.
+    pub(super) fn crowd(&self) -> &Crowd {
+        &self.crowd
     }
 
     pub(super) fn listen_config(&self) -> &Config {
@@ -141,6 +166,11 @@ fn session_config(url: &Secret, replica_id: &str) -> Result<Config, StoreError> 
     for (setting, value) in SETTINGS {
         options.push_str(&format!(" -c {setting}={value}"));
     }
+    // The trigger on fleet.tasks is for plain SQL; a replica tells the others itself. Lost in a pooler it costs time only.
+    options.push_str(" -c agent_fleet.tells=itself");
+    // Every statement that runs often has its index. A plan that was made while a table was small must not read all of it
+    // when it has grown; nor is such a plan, dear as it then looks, worth compiling.
+    options.push_str(" -c enable_seqscan=off -c jit=off");
     config
         .options(options.trim())
         .application_name(format!("agent-fleet/{replica_id}"))

@@ -12,6 +12,7 @@ mod api_dequeue;
 mod api_logs;
 mod api_operator;
 mod api_reads;
+mod api_shared;
 mod api_unavailable;
 mod api_work;
 mod architecture;

@@ -119,8 +119,7 @@ async fn waiting_agents_cost_no_query_each() {
             crate::support::fleet::agent(&node.replica.store, &format!("a{n}"), &[], 1).await;
         places.push(agent_fleet::coordinator::Matchmaker::wait(
             &node.replica,
-            session,
-            None,
+            agent_fleet::store::Waiter::one(session),
             false,
         ));
     }
