@@ -32,6 +32,7 @@ mod issues;
 mod lanes;
 mod leases;
 mod liveness;
+mod marks;
 mod phase2;
 mod pins;
 mod races;
