@@ -1,7 +1,10 @@
 //! The ends of leases: receipts, releases and undone claims that arrive together commit together, and with each receipt,
 //! when its agent wants it, the claim of the next task.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
@@ -10,7 +13,7 @@ use super::{
     batch::{Batch, Shared},
 };
 use crate::{
-    model::{Actor, Status, Task, TaskId},
+    model::{Actor, SessionId, Status, Task, TaskId},
     store::{EndLease, Ended, HeldLease, Outcome, StoreError, Waiter},
     telemetry::error_chain,
 };
@@ -62,7 +65,14 @@ impl Shared for Settle {
         let waiters: Vec<Waiter> = items.iter().filter_map(|item| item.next.clone()).collect();
         let backoff = replica.config.tasks.retry_backoff;
         let mut worked = replica.store.work(&ends, backoff, &waiters).await?;
-        wake(replica, &ends, &worked.ended);
+        let mut taken: HashMap<SessionId, usize> = HashMap::new();
+        for (place, ..) in &worked.claims.claimed {
+            *taken.entry(waiters[*place].session).or_default() += 1;
+        }
+        if !taken.is_empty() {
+            replica.matchmaker.has_claimed();
+        }
+        wake(replica, &ends, &worked.ended, taken);
 
         let mut ended = worked.ended.drain(..);
         let mut place = 0;
@@ -91,8 +101,13 @@ impl Shared for Settle {
     }
 }
 
-/// A slot is free, or a task is back in the queue.
-fn wake(replica: &Replica, ends: &[EndLease], ended: &[Ended]) {
+/// A slot is free, or a task is back in the queue. A slot that is freed and taken in one commit is no news.
+fn wake(
+    replica: &Replica,
+    ends: &[EndLease],
+    ended: &[Ended],
+    mut taken: HashMap<SessionId, usize>,
+) {
     let now = || {
         ends.iter().zip(ended).filter_map(|(end, ended)| match ended {
             Ended::Now(status) => Some((end, *status)),
@@ -102,8 +117,18 @@ fn wake(replica: &Replica, ends: &[EndLease], ended: &[Ended]) {
     if now().any(|(_, status)| matches!(status, Status::Created | Status::Assigned)) {
         replica.wake_ready();
     } else {
-        let freed: Vec<_> = now().map(|(end, _)| end.held.holder).collect();
-        replica.wake_freed(&freed);
+        let mut is_free = |holder: &SessionId| match taken.get_mut(holder) {
+            Some(left @ 1..) => {
+                *left -= 1;
+                false
+            }
+            _ => true,
+        };
+        let holders = now().map(|(end, _)| end.held.holder);
+        let freed: Vec<SessionId> = holders.filter(|holder| is_free(holder)).collect();
+        if !freed.is_empty() {
+            replica.wake_freed(&freed);
+        }
     }
 }
 

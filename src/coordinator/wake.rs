@@ -159,6 +159,9 @@ impl Replica {
 
     /// A commit of this replica made these tasks ready.
     pub fn wake_ready_at(&self, places: &[ReadyPlace]) {
+        if places.is_empty() {
+            return;
+        }
         // The first of each lane and priority says it for those behind it.
         let mut firsts: BTreeMap<(i64, i16), i64> = BTreeMap::new();
         for place in places {
