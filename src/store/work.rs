@@ -403,6 +403,8 @@ impl Store {
 
         let mut rooms = HashMap::new();
         for (place, (waiter, asking)) in waiters.iter().zip(&asking.waiters).enumerate() {
+            // It was forgotten while it asked: it is to ask again.
+            claims.shortfall |= asking.is_none() && claimers.contains_key(&waiter.session);
             if let (Some(held), Some((_, registered))) = (held.get(&waiter.session), asking) {
                 let room = registered.max_concurrency.saturating_sub(held.len());
                 if room == 0 && !served.contains(&place) {
@@ -514,7 +516,9 @@ impl Store {
             match (known, asking) {
                 (Some(known), Some((_, registered)))
                     if *claimer == Some(self.ledger().claimer)
-                        && known.len() < registered.max_concurrency =>
+                        && known.len() < registered.max_concurrency
+                        // What it got under this very request may have ended elsewhere.
+                        && known.iter().all(|c| c.claim_id != Some(waiter.claim_id)) =>
                 {
                     held.insert(waiter.session, known);
                 }

@@ -265,30 +265,23 @@ async fn one_bad_creation_hurts_none_that_arrive_with_it() {
 #[tokio::test]
 async fn rows_that_arrive_by_plain_sql_wake_and_a_replicas_own_do_not_notify() {
     let db = Db::new().await;
-    let node = Node::start(&db, "r", "").await;
-    node.register("a", &[], 1).await;
-    let mut listener = node.replica.store.listen().await.unwrap();
-    let waits = node.dequeue("a", 30);
-    let insert = async {
-        node.create("by the API", &["agent:other"]).await;
-        let payload = listener.next().await.unwrap();
-        assert!(payload.starts_with("ready:"), "{payload}");
-        db.execute(
-            "insert into fleet.lanes (capabilities) values ('{}');
-             with made as (
-               insert into fleet.tasks (key, lane_id)
-               select 'sql', lane_id from fleet.lanes where capabilities = '{}' returning task_id)
-             insert into fleet.task_specs (task_id, title) select task_id, 'by SQL' from made;
-             insert into fleet.task_events (task_id, type, to_status, actor)
-             select task_id, 'created', 'created', 'sql' from fleet.tasks where key = 'sql'",
-        )
-        .await;
-        listener.next().await.unwrap()
-    };
-    let (task, payload) = tokio::join!(waits, insert);
-    assert_eq!((task.unwrap()["title"].as_str(), payload.as_str()), (Some("by SQL"), "*"));
-    db.check_history().await;
-    node.stop().await;
+    let store = db.store();
+    let mut listener = store.listen().await.unwrap();
+    crate::support::fleet::create(
+        &store,
+        crate::support::fleet::task(&[], agent_fleet::model::ExecutionMode::Undecided),
+        1,
+    )
+    .await;
+    db.execute("notify fleet_wake, 'after it'").await;
+    assert_eq!(listener.next().await.unwrap(), "after it", "its own insert notified nobody");
+    db.execute(
+        "with made as (
+           insert into fleet.tasks (key, lane_id) select 'sql', lane_id from fleet.lanes returning task_id)
+         insert into fleet.task_specs (task_id, title) select task_id, 'by SQL' from made",
+    )
+    .await;
+    assert_eq!(listener.next().await.unwrap(), "*");
 }
 
 #[tokio::test(flavor = "multi_thread")]

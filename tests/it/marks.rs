@@ -70,7 +70,8 @@ async fn what_becomes_ready_below_a_mark_is_found_by_hint_or_by_the_poll() {
     let (found, pinned) = store.look_below(&[waiter.session]).await.unwrap();
     assert!(found && pinned.is_empty());
     assert_eq!(claim(&store, &waiter, 9).await, 1);
-    // A new lane, of which nobody told; and then one that somebody did.
+    assert_eq!(claim(&store, &waiter, 9).await, 0);
+    // A new one of which nobody told, until somebody says that there is something.
     create(&elsewhere, task(&[], Mode::Undecided), 1).await;
     assert_eq!(claim(&store, &waiter, 9).await, 0);
     store.ready_somewhere();
