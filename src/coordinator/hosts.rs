@@ -231,8 +231,7 @@ async fn store(replica: &Replica, host_id: &str, found: &HostProbe) {
     if replica.hosts.record(host_id, found) {
         if found.online {
             tracing::info!(host.id = host_id, reason = found.reason, "host is online");
-            replica.wake.dispatch();
-            replica.wake.host_is_back();
+            replica.host_is_back();
         } else {
             tracing::warn!(host.id = host_id, reason = found.reason, "host is offline");
         }

@@ -71,7 +71,7 @@ async fn ended(replica: &Replica) {
             if let Err(error) = join(replica).await {
                 tracing::error!(error = %error_chain(&error), "the replica could not join the fleet");
             }
-            replica.wake.wake_all();
+            replica.wake_all();
         }
         Err(error) => {
             tracing::warn!(error = %error_chain(&error), "why the replica's session has ended is not known yet");
@@ -127,7 +127,7 @@ async fn undo(replica: &Replica, held: HeldLease) -> Result<(), StoreError> {
         actor: replica.actor(),
     };
     replica.store.end_leases(&[end], replica.config.tasks.retry_backoff).await?;
-    replica.wake.ready();
+    replica.wake_ready();
     Ok(())
 }
 

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`dispatcher`] | phase 1 pushes tasks to hosts; phase 2 leaves to pull what no host could ever serve |
 //! | [`matchmaker`] | claims for the agents that wait |
+//! | [`settle`], [`create`](mod@create), [`start`](mod@start), [`batch`] | no loops: writes that arrive together commit together |
+//! | [`callers`] | remembers who callers are, and looks again |
 //! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
 //! | [`hosts`], [`sweep`] | probes the hosts, and ends what is left over there |
 //! | [`reaper`] | ends silent sessions and what they held |
@@ -17,7 +19,11 @@
 //! | [`janitor`] | keeps partitions ahead, drops what nobody needs |
 //! | [`watchdog`] | names who holds back vacuum |
 
+mod batch;
+mod callers;
+mod create;
 mod dispatcher;
+mod handed;
 mod heartbeats;
 mod hosts;
 mod janitor;
@@ -29,6 +35,8 @@ mod replies;
 mod retention;
 mod runner;
 mod scheduler;
+mod settle;
+mod start;
 mod sweep;
 mod wake;
 mod watchdog;
@@ -43,9 +51,14 @@ use uuid::Uuid;
 
 pub(crate) use self::runner::prompt_of;
 pub use self::{
+    callers::Callers,
+    create::create,
+    handed::Handed,
     heartbeats::{Answer as HeartbeatAnswer, Heartbeats},
     matchmaker::{Answer, Matchmaker, Place},
     replies::{Replies, Reply},
+    settle::{Settled, settle},
+    start::start,
     wake::Wake,
 };
 use crate::{
@@ -124,6 +137,14 @@ pub struct Replica {
     pub heartbeats: Heartbeats,
     /// What is handed out right now.
     pub replies: Replies,
+    /// Who callers are.
+    pub callers: Callers,
+    /// Ends of leases that arrive together.
+    settling: batch::Batch<settle::Settle>,
+    /// Creations that arrive together.
+    creating: batch::Batch<create::Create>,
+    /// What holders say of their work at the same time.
+    starting: batch::Batch<start::Say>,
     /// When to stop.
     pub shutdown: Shutdown,
     /// A connection of its own, so that a busy pool delays no heartbeat.
@@ -165,6 +186,10 @@ impl Replica {
             matchmaker: Matchmaker::default(),
             heartbeats: Heartbeats::default(),
             replies: Replies::default(),
+            callers: Callers::default(),
+            settling: batch::Batch::default(),
+            creating: batch::Batch::default(),
+            starting: batch::Batch::default(),
             shutdown,
             pulse,
             hosts,
@@ -203,7 +228,9 @@ impl Replica {
             membership::run,
             membership::hold,
             heartbeats::run,
+            callers::run,
             matchmaker::run,
+            matchmaker::poll,
             dispatcher::run,
             hosts::run,
             runner::run,

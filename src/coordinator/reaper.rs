@@ -50,7 +50,7 @@ async fn round(replica: &Replica) -> Result<Option<Duration>, StoreError> {
         }
         lost |= !ended.is_empty();
         if ended.iter().any(|silent| silent.kind == "replica") {
-            replica.wake.orphaned();
+            replica.wake_orphaned();
         }
     }
     while lost {
@@ -105,7 +105,7 @@ async fn settle(replica: &Replica, ends: Vec<EndLease>) -> Result<(), StoreError
             "a lease was ended by the reaper"
         );
     }
-    replica.wake.ready();
-    replica.wake.revoked();
+    replica.wake_ready();
+    replica.wake_revoked();
     Ok(())
 }

@@ -45,7 +45,7 @@ async fn round(replica: &Replica) -> Result<Duration, StoreError> {
     let interned = if due.laneless { store.intern_laneless().await? } else { 0 };
     if promoted > 0 || freed > 0 || interned > 0 {
         tracing::debug!(promoted, freed, interned, "tasks became ready");
-        replica.wake.ready();
+        replica.wake_ready();
     }
     let ended = if due.deadlines { reaper::end_expired(replica).await? } else { 0 };
     let is_full = promoted >= BATCH || freed >= BATCH || ended >= reaper::BATCH;

@@ -43,6 +43,9 @@ pub(super) trait GenericClient: Sync {
         params: Params<'_>,
     ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send;
 
+    /// Has a statement ready, where it may have a name.
+    fn prepare(&self, statement: &Statement) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Runs a statement for the number of rows that it changed.
     fn execute(
         &self,
@@ -68,6 +71,13 @@ macro_rules! run {
 }
 
 impl GenericClient for Client {
+    async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
+        if self.types.is_none() {
+            self.object.prepare_cached(statement.text).await?;
+        }
+        Ok(())
+    }
+
     async fn query(&self, statement: &Statement, params: Params<'_>) -> Result<Vec<Row>, Error> {
         run!(self.object, self.types.as_deref(), statement, params, query, query_typed)
     }
@@ -78,6 +88,13 @@ impl GenericClient for Client {
 }
 
 impl GenericClient for Transaction<'_> {
+    async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
+        if self.types.is_none() {
+            self.inner.prepare_cached(statement.text).await?;
+        }
+        Ok(())
+    }
+
     async fn query(&self, statement: &Statement, params: Params<'_>) -> Result<Vec<Row>, Error> {
         run!(self.inner, self.types, statement, params, query, query_typed)
     }
