@@ -268,7 +268,7 @@ async fn serve_connection(
                 None => ApiError::overloaded().into_response(),
             };
             own.end();
-            if is_refused || shutdown.is_triggered() {
+            if is_refused || shutdown.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

@@ -51,7 +51,7 @@ async fn ready(replica: &Replica) -> super::Answer {
     };
     // Without a listener work goes on by polling; it is told, and does not make the replica unready.
     let listener = replica.listening().err();
-    let draining = replica.shutdown.is_triggered().then(|| "this replica stops".to_owned());
+    let draining = replica.shutdown.is_draining().then(|| "this replica stops".to_owned());
     let unready =
         database.is_some() || schema.is_some() || partitions.is_some() || draining.is_some();
     let word = |problem: Option<String>| problem.unwrap_or_else(|| "ok".to_owned());

@@ -64,7 +64,7 @@ async fn dequeue(mut call: Call) -> Answer {
     }
     let wait = wait_of(body.wait_secs)?;
     let capabilities = body.capabilities.map(CapabilitySet::offered).transpose()?;
-    if call.replica.shutdown.is_triggered() {
+    if call.replica.shutdown.is_draining() {
         return Err(ApiError::unavailable("this replica stops; ask another one"));
     }
     let limit = if wait.is_zero() { SCAN_LIMIT } else { wait };

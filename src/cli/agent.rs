@@ -148,7 +148,7 @@ pub(super) async fn command(args: Args, config: &Config) -> Outcome {
     let on_signal = shutdown.clone();
     tokio::spawn(async move {
         if let Ok(signal) = crate::shutdown::signal().await {
-            tracing::info!(signal, "finishing what runs");
+            tracing::info!(%signal, "finishing what runs");
             on_signal.trigger();
         }
     });

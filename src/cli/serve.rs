@@ -9,7 +9,7 @@ use crate::{
     api,
     config::Config,
     coordinator::{Replica, make_executor},
-    shutdown::{self, Shutdown},
+    shutdown::{self, Shutdown, Signal},
     telemetry,
 };
 
@@ -30,6 +30,10 @@ pub(super) struct Args {
     /// Instead of `server.replica_id`.
     #[arg(long, value_name = "ID")]
     pub(super) replica_id: Option<String>,
+    /// When told to stop, wait so long for the runs on hosts that this replica follows (such as 30m). What runs on then is
+    /// left to other replicas, as all of it is without this.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    drain_wait: Duration,
 }
 
 /// Runs `serve`.
@@ -37,18 +41,36 @@ pub(super) async fn command(args: Args, config: Config) -> Outcome {
     config.check_serve().map_err(|error| Failure::Usage(error.into()))?;
     telemetry::init(&config.log).map_err(|error| Failure::Usage(error.into()))?;
     let shutdown = Shutdown::new();
-    let on_signal = shutdown.clone();
-    tokio::spawn(async move {
-        match shutdown::signal().await {
-            Ok(signal) => tracing::info!(signal, "stopping; a second signal stops at once"),
-            Err(error) => tracing::error!(%error, "signals cannot be received"),
+    tokio::spawn(stop_on_signal(shutdown.clone(), config.server.drain_grace, args.drain_wait));
+    run(config, args.migrate, shutdown).await
+}
+
+/// At the first signal nothing new is taken on, and `/readyz` says so while the listener still serves: for `grace`, so that a
+/// balancer sees it before connections are refused, and for `wait` at most while runs on hosts end. Then all stops. A
+/// second signal ends the process.
+async fn stop_on_signal(shutdown: Shutdown, grace: Duration, wait: Duration) {
+    let signal = match shutdown::signal().await {
+        Ok(signal) => signal,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be received");
+            return;
         }
-        on_signal.trigger();
+    };
+    tokio::spawn(async {
         if shutdown::signal().await.is_ok() {
             std::process::exit(1);
         }
     });
-    run(config, args.migrate, shutdown).await
+    tracing::info!(%signal, runs = shutdown.runs(), "draining; a second signal stops at once");
+    shutdown.drain();
+    // A person at a terminal has no balancer.
+    if signal == Signal::Term {
+        tokio::time::sleep(grace).await;
+    }
+    if !wait.is_zero() && !shutdown.wait_for_runs(wait).await {
+        tracing::warn!(runs = shutdown.runs(), "runs on hosts go on; other replicas follow them");
+    }
+    shutdown.trigger();
 }
 
 /// Serves until `shutdown` is triggered: binds, joins the fleet, and at the end leaves it.

@@ -42,6 +42,7 @@ pub(super) struct Server {
     pub(super) max_requests: Option<Count>,
     pub(super) max_requests_per_agent: Option<Count>,
     pub(super) client_timeout: Option<Text<Duration>>,
+    pub(super) drain_grace: Option<Text<Duration>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

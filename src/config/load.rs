@@ -152,6 +152,8 @@ fn server(
         max_requests: count(REQUESTS, file.max_requests, 2_000)?,
         max_requests_per_agent: count(AGENT_REQUESTS, file.max_requests_per_agent, 100)?,
         client_timeout: from.span(CLIENT_TIMEOUT, file.client_timeout, secs(30))?,
+        // Zero is sensible: without a balancer nobody has to turn away.
+        drain_grace: from.text(DRAIN_GRACE, file.drain_grace)?.unwrap_or(secs(5)),
     })
 }
 

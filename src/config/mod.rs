@@ -83,6 +83,8 @@ pub struct Server {
     pub max_requests_per_agent: usize,
     /// How long a client may take to send its headers, to send its body, or to take its reply.
     pub client_timeout: Duration,
+    /// How long a replica that was told to stop still serves, so that balancers turn away first.
+    pub drain_grace: Duration,
 }
 
 /// `[database]`

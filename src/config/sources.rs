@@ -41,6 +41,7 @@ pub(super) const AGENT_REQUESTS: Setting =
     both("server.max_requests_per_agent", "AGENT_FLEET_MAX_REQUESTS_PER_AGENT");
 pub(super) const CLIENT_TIMEOUT: Setting =
     both("server.client_timeout", "AGENT_FLEET_CLIENT_TIMEOUT");
+pub(super) const DRAIN_GRACE: Setting = both("server.drain_grace", "AGENT_FLEET_DRAIN_GRACE");
 pub(super) const DATABASE_URL: Setting = both("database.url", "DATABASE_URL");
 pub(super) const LISTEN_URL: Setting = both("database.listen_url", "AGENT_FLEET_LISTEN_URL");
 pub(super) const MAX_CONNECTIONS: Setting =

@@ -55,7 +55,8 @@ fn defaults_are_those_of_the_contract() {
     assert!(c.server.replica_id.contains('-'));
     assert_eq!((c.server.max_connections, c.server.max_requests), (10_000, 2_000));
     assert_eq!(c.server.max_requests_per_agent, 100);
-    assert_eq!(c.server.client_timeout, Duration::from_secs(30));
+    let [client_timeout, drain_grace] = [30, 5].map(Duration::from_secs);
+    assert_eq!((c.server.client_timeout, c.server.drain_grace), (client_timeout, drain_grace));
     assert!(c.database.url.is_none() && c.database.listen_url.is_none());
     assert_eq!(c.database.max_connections, 16);
     assert_eq!(c.auth.mode, AuthMode::Token);
@@ -105,6 +106,7 @@ fn the_printed_file_shows_every_key() {
         "server.max_requests",
         "server.max_requests_per_agent",
         "server.client_timeout",
+        "server.drain_grace",
         "database.url",
         "database.listen_url",
         "database.max_connections",

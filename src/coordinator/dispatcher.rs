@@ -16,13 +16,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// The loop: woken, or at most `dispatch.interval`.
 pub(super) async fn run(replica: &Arc<Replica>) {
-    while !replica.shutdown.is_triggered() {
+    while !replica.shutdown.is_draining() {
         if let Err(error) = cycle(replica).await {
             tracing::warn!(error = %error_chain(&error), "the dispatcher could not finish its cycle");
         }
         let interval = replica.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.0));
         tokio::select! {
-            () = replica.shutdown.triggered() => return,
+            () = replica.shutdown.draining() => return,
             () = replica.wake.dispatcher() => {}
             () = tokio::time::sleep(interval) => {}
         }
@@ -39,7 +39,7 @@ async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
         for claim in claims {
             runner::spawn(replica, claim);
         }
-        if !more || replica.shutdown.is_triggered() {
+        if !more || replica.shutdown.is_draining() {
             break;
         }
     }

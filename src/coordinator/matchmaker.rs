@@ -107,7 +107,7 @@ impl Place {
         let answered = tokio::select! {
             answered = &mut answer => Some(answered.unwrap_or(Answer::Nothing)),
             () = tokio::time::sleep(limit) => None,
-            () = self.replica.shutdown.triggered() => None,
+            () = self.replica.shutdown.draining() => None,
         };
         let answered = answered.unwrap_or_else(|| {
             // Out of the queue first: after that nothing more can be handed to this place.
@@ -144,7 +144,7 @@ impl Drop for Place {
 
 /// The loop.
 pub(super) async fn run(replica: &Replica) {
-    while !replica.shutdown.is_triggered() {
+    while !replica.shutdown.is_draining() {
         let pause = if replica.matchmaker.is_empty() {
             Duration::MAX
         } else if scan(replica).await {
@@ -153,7 +153,7 @@ pub(super) async fn run(replica: &Replica) {
             POLL.mul_f64(rand::random_range(0.75..1.25))
         };
         tokio::select! {
-            () = replica.shutdown.triggered() => {}
+            () = replica.shutdown.draining() => {}
             () = replica.wake.matchmaker() => {}
             () = tokio::time::sleep(pause.min(Duration::from_secs(86_400))) => {}
         }

@@ -70,6 +70,9 @@ impl Drop for Hold {
 /// The loop: takes over runs whose replica is gone.
 pub(super) async fn run(replica: &Arc<Replica>) {
     while !replica.shutdown.sleep(PERIOD.mul_f64(rand::random_range(0.8..1.2))).await {
+        if replica.shutdown.is_draining() {
+            return;
+        }
         let reachable = replica.hosts.reachable();
         let actor = replica.actor();
         match replica.store.take_over_runs(&reachable, replica.session(), &actor).await {
@@ -95,7 +98,7 @@ pub(super) fn spawn(replica: &Arc<Replica>, claim: PushClaim) {
     // The session under which the claim was made; it may be replaced meanwhile.
     let held = HeldLease { task_id: claim.task_id, lease: claim.lease, holder: claim.session };
     let Some(hold) = Hold::take(replica, held) else { return };
-    replica.shutdown.spawn(async move {
+    replica.shutdown.spawn_run(async move {
         report(held, begin(&hold.replica, held, claim.host_agent).await);
     });
 }
@@ -104,7 +107,7 @@ pub(super) fn spawn(replica: &Arc<Replica>, claim: PushClaim) {
 pub(super) fn adopt(replica: &Arc<Replica>, taken: TakenOver) {
     let held = taken.held;
     let Some(hold) = Hold::take(replica, held) else { return };
-    replica.shutdown.spawn(async move {
+    replica.shutdown.spawn_run(async move {
         report(held, resume(&hold.replica, taken).await);
     });
 }

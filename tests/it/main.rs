@@ -34,6 +34,7 @@ mod liveness;
 mod phase2;
 mod pins;
 mod races;
+mod replica_drain;
 mod retention;
 mod roles;
 mod schema;

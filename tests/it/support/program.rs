@@ -25,6 +25,12 @@ pub(crate) fn agent_fleet(args: &[&str]) -> Command {
     command
 }
 
+/// A program of the system, also when it lies where only root looks.
+pub(crate) fn system(name: &str) -> PathBuf {
+    let in_sbin = Path::new("/usr/sbin").join(name);
+    if in_sbin.exists() { in_sbin } else { PathBuf::from(name) }
+}
+
 /// What a command that ended said.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -115,13 +121,28 @@ pub(crate) struct Serve {
 impl Serve {
     /// Starts it with a configuration file and does not wait.
     pub(crate) fn start(database_url: &str, replica_id: &str, toml: &str) -> Self {
+        Self::start_on(free_port(), database_url, replica_id, toml, &[])
+    }
+
+    /// The same on this port, with arguments besides.
+    pub(crate) fn start_on(
+        port: u16,
+        database_url: &str,
+        replica_id: &str,
+        toml: &str,
+        args: &[&str],
+    ) -> Self {
         let config = tempfile::tempdir().unwrap();
         let path: PathBuf = config.path().join("agent-fleet.toml");
         fs::write(&path, toml).unwrap();
-        let listen = format!("127.0.0.1:{}", free_port());
+        let listen = format!("127.0.0.1:{port}");
         let mut command =
             agent_fleet(&["serve", "--listen", &listen, "--replica-id", replica_id, "--config"]);
-        command.arg(&path).env("DATABASE_URL", database_url).env("AGENT_FLEET_LOG_FORMAT", "text");
+        command.arg(&path).args(args);
+        command.env("DATABASE_URL", database_url).env("AGENT_FLEET_LOG_FORMAT", "text");
+        if !toml.contains("drain_grace") {
+            command.env("AGENT_FLEET_DRAIN_GRACE", "0s");
+        }
         let program = Program::start(command);
         Self { program, url: format!("http://{listen}"), _config: config }
     }
