@@ -45,6 +45,7 @@ mod statements;
 mod stats;
 mod support;
 mod takeover;
+mod upgrade;
 mod vanished;
 mod views;
 mod wake;
