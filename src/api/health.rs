@@ -32,14 +32,20 @@ async fn ready(replica: &Replica) -> super::Answer {
         tracing::warn!(error = %crate::telemetry::error_chain(&error), "a readiness check failed");
         "the database does not answer".to_owned()
     };
-    let database = replica.store.ping().await.err().map(away);
-    let schema = match &database {
-        Some(_) => Some("not checked".to_owned()),
-        None => match replica.store.check_schema().await {
+    let (database, is_there) = match replica.store.ping().await {
+        Ok(true) => (None, true),
+        // Reads are served; what writes is answered 503.
+        Ok(false) => (Some("the database is read-only: a standby, or made so".to_owned()), true),
+        Err(error) => (Some(away(error)), false),
+    };
+    let schema = if is_there {
+        match replica.store.check_schema().await {
             Ok(()) => None,
             Err(error @ crate::store::StoreError::Schema(_)) => Some(error.to_string()),
             Err(error) => Some(away(error)),
-        },
+        }
+    } else {
+        Some("not checked".to_owned())
     };
     let partitions = match &schema {
         Some(_) => Some("not checked".to_owned()),

@@ -97,7 +97,7 @@ macro_rules! until_stored {
                         "the database is away; trying again"
                     );
                     $replica.shutdown.sleep(pause).await;
-                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
+                    pause = (pause * 2).min(std::time::Duration::from_secs(2));
                 }
                 result => break result,
             }
@@ -254,7 +254,9 @@ async fn wait_for_database(store: &Store, shutdown: &Shutdown) -> Result<(), Sto
     let mut pause = Duration::from_millis(250);
     loop {
         match store.ping().await {
-            Ok(()) => return Ok(()),
+            Ok(true) => return Ok(()),
+            Ok(false) if shutdown.is_triggered() => return Ok(()),
+            Ok(false) => tracing::warn!("waiting for the database: it is read-only"),
             Err(error)
                 if error.is_retryable() && !error.is_refusal() && !shutdown.is_triggered() =>
             {

@@ -6,13 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use deadpool_postgres::GenericClient;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    connection::{begin, commit},
+    connection::{GenericClient, begin, commit},
     error::retry,
     rows::get,
     statement::{

@@ -1,15 +1,23 @@
 //! The pool, and how each session of it is set up.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts, Transaction,
+    Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
 };
-use tokio_postgres::{Config, IsolationLevel, NoTls, config::SslMode};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client as Session, SimpleQueryMessage};
 
-use super::StoreError;
-use crate::config::{Database, Secret};
+pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit};
+use super::{
+    StoreError,
+    client::{self, Client, Types},
+    servers::{Servers, drive},
+};
+use crate::config::Database;
 
 /// What every session of ours must have; checked by SHOW, since a pooler may drop connection options.
 const SETTINGS: &[(&str, &str)] = &[
@@ -19,19 +27,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ("client_connection_check_interval", "5s"),
 ];
 
+/// A connection that nobody has used for this long is asked for a sign of life before it is handed out.
+const FRESH: Duration = Duration::from_secs(2);
+/// What a server says to "are you there" comes within this.
+const ANSWER: Duration = Duration::from_secs(2);
+
 /// The database, as the rest of the program sees it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
-    config: Config,
-    listen_config: Config,
-}
-
-/// How to connect: `sslmode=require` in the address means TLS with a verified certificate; anything else means none.
-#[derive(Clone)]
-pub(super) enum Tls {
-    Off,
-    Verified(MakeRustlsConnect),
+    /// Past a pooler.
+    direct: Servers,
+    /// There is a pooler, so that nothing may be prepared under a name; once they are known, the types of parameters.
+    unnamed: Option<Arc<OnceCell<Arc<Types>>>>,
 }
 
 impl Store {
@@ -40,59 +48,92 @@ impl Store {
         let url = database.url.as_ref().ok_or_else(|| StoreError::Address {
             reason: "it is not set; set DATABASE_URL".into(),
         })?;
-        let config = session_config(url, replica_id)?;
-        let listen_config =
-            session_config(database.listen_url.as_ref().unwrap_or(url), replica_id)?;
-        let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match tls(&config)? {
-            Tls::Off => Manager::from_config(config.clone(), NoTls, manager_config),
-            Tls::Verified(tls) => Manager::from_config(config.clone(), tls, manager_config),
+        let pooler = database.listen_url.as_ref().filter(|listen_url| *listen_url != url);
+        // Poolers refuse connection options, or drop them: there the role must have them.
+        let settings: &[_] = if pooler.is_some() { &[] } else { SETTINGS };
+        let servers = Servers::new(url, settings, replica_id)?;
+        let direct = match pooler {
+            Some(listen_url) => Servers::new(listen_url, SETTINGS, replica_id)?,
+            None => servers.clone(),
         };
+        let manager = Manager::from_connect(
+            servers.config().clone(),
+            servers.clone(),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
         let pool = Pool::builder(manager)
             .max_size(database.max_connections)
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts {
                 wait: Some(Duration::from_secs(2)),
-                create: Some(Duration::from_secs(5)),
-                recycle: Some(Duration::from_secs(2)),
+                create: Some(servers.patience()),
+                recycle: Some(ANSWER),
             })
+            .pre_recycle(distrust())
             .build()
             .map_err(|e| StoreError::Address { reason: e.to_string() })?;
-        Ok(Self { pool, config, listen_config })
+        Ok(Self { pool, direct, unnamed: pooler.map(|_| Arc::default()) })
     }
 
     /// A connection of the pool.
-    pub(super) async fn client(&self) -> Result<Object, StoreError> {
-        Ok(self.pool.get().await?)
+    pub(super) async fn client(&self) -> Result<Client, StoreError> {
+        let types = match &self.unnamed {
+            None => None,
+            Some(types) => Some(Arc::clone(
+                types
+                    .get_or_try_init(async || {
+                        client::describe(&self.dedicated().await?).await.map(Arc::new)
+                    })
+                    .await?,
+            )),
+        };
+        Ok(Client::new(self.pool.get().await?, types))
     }
 
-    pub(super) fn listen_config(&self) -> &Config {
-        &self.listen_config
+    /// How to connect past a pooler.
+    pub(super) fn direct(&self) -> &Servers {
+        &self.direct
     }
 
-    pub(super) fn session_config(&self) -> &Config {
-        &self.config
+    /// A connection of its own, outside the pool and past a pooler; closed when dropped.
+    pub(super) async fn dedicated(&self) -> Result<Session, StoreError> {
+        let (client, messages) = self.direct.connect_in_time().await?;
+        tokio::spawn(drive(messages));
+        Ok(client)
     }
 
-    /// Asks the database for a sign of life.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        let client = self.client().await?;
-        client
-            .simple_query("select 1")
+    /// Runs a statement that has no parameters for its rows as texts.
+    pub(super) async fn texts(
+        &self,
+        name: &'static str,
+        sql: &str,
+    ) -> Result<Vec<tokio_postgres::SimpleQueryRow>, StoreError> {
+        let client = self.pool.get().await?;
+        let messages = client
+            .simple_query(sql)
             .await
-            .map_err(|source| StoreError::Statement { statement: "ping", source })?;
-        Ok(())
+            .map_err(|source| StoreError::Statement { statement: name, source })?;
+        let row = |message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        };
+        Ok(messages.into_iter().filter_map(row).collect())
+    }
+
+    async fn show(&self, setting: &str) -> Result<String, StoreError> {
+        let rows = self.texts("show", &format!("show {setting}")).await?;
+        Ok(rows.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned())
+    }
+
+    /// Asks the database for a sign of life. False when it can only be read: it is a standby, or was made read-only.
+    pub async fn ping(&self) -> Result<bool, StoreError> {
+        Ok(self.show("transaction_read_only").await? == "off")
     }
 
     /// Checks that sessions are set up as they must be.
     pub async fn check_settings(&self) -> Result<(), StoreError> {
-        let client = self.client().await?;
         for &(setting, wanted) in SETTINGS {
-            let row = client
-                .query_one(&format!("show {setting}"), &[])
-                .await
-                .map_err(|source| StoreError::Statement { statement: "show", source })?;
-            let actual: String = row.get(0);
+            let actual = self.show(setting).await?;
             if actual != wanted {
                 return Err(StoreError::Setting { setting, actual, wanted });
             }
@@ -106,85 +147,39 @@ impl Store {
     }
 }
 
-/// Begins a transaction.
-pub(super) async fn begin(client: &mut Object) -> Result<Transaction<'_>, StoreError> {
-    client
-        .transaction()
-        .await
-        .map_err(|source| StoreError::Statement { statement: "begin", source })
-}
-
-/// Begins a transaction that only reads, all of it as of one moment.
-pub(super) async fn begin_snapshot(client: &mut Object) -> Result<Transaction<'_>, StoreError> {
-    client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await
-        .map_err(|source| StoreError::Statement { statement: "begin", source })
-}
-
-/// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
-pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
-    tx.commit().await.map_err(|source| StoreError::Statement { statement: "commit", source })
-}
-
-fn session_config(url: &Secret, replica_id: &str) -> Result<Config, StoreError> {
-    let mut config: Config = url.expose().parse().map_err(|e: tokio_postgres::Error| {
-        // The parser's cause names the bad part of the address, never the password.
-        let reason =
-            std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-        StoreError::Address { reason }
-    })?;
-    let mut options = config.get_options().unwrap_or_default().to_owned();
-    for (setting, value) in SETTINGS {
-        options.push_str(&format!(" -c {setting}={value}"));
-    }
-    config
-        .options(options.trim())
-        .application_name(format!("agent-fleet/{replica_id}"))
-        .connect_timeout(Duration::from_secs(5))
-        .keepalives(true)
-        .keepalives_idle(Duration::from_secs(30))
-        .tcp_user_timeout(Duration::from_secs(20));
-    if config.get_ssl_mode() == SslMode::Prefer {
-        config.ssl_mode(SslMode::Disable);
-    }
-    Ok(config)
-}
-
-pub(super) fn tls(config: &Config) -> Result<Tls, StoreError> {
-    if config.get_ssl_mode() != SslMode::Require {
-        return Ok(Tls::Off);
-    }
-    crate::tls::install_provider();
-    MakeRustlsConnect::with_native_certs().map(|(tls, _)| Tls::Verified(tls)).map_err(|e| {
-        StoreError::Address {
-            reason: format!(
-                "sslmode=require needs certificate authorities, and none could be loaded: {e:?}"
-            ),
-        }
+/// Asks a connection that nobody has used for a while whether it still is one: the other side may be gone without a word.
+/// After one that does not answer, others that were last used before are not even asked, so that a caller waits once. One
+/// that can only read goes, too: its server may take writes by now, or another does.
+fn distrust() -> Hook {
+    let dead_before: Arc<Mutex<Option<Instant>>> = Arc::default();
+    Hook::async_fn(move |client, metrics| {
+        let dead_before = Arc::clone(&dead_before);
+        Box::pin(async move {
+            let last_used = metrics.recycled.unwrap_or(metrics.created);
+            if last_used.elapsed() < FRESH {
+                return Ok(());
+            }
+            let mark = *dead_before.lock().unwrap_or_else(PoisonError::into_inner);
+            if mark.is_some_and(|mark| last_used < mark) {
+                return Err(HookError::message("others of its time do not answer"));
+            }
+            let asked = client.simple_query("show transaction_read_only");
+            match tokio::time::timeout(ANSWER, asked).await {
+                Ok(Ok(said)) if is_on(&said) => Err(HookError::message("it can only read")),
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(HookError::Backend(error)),
+                Err(_) => {
+                    *dead_before.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Instant::now().checked_sub(FRESH);
+                    Err(HookError::message("it does not answer"))
+                }
+            }
+        })
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bad_address_is_refused_without_its_password() {
-        for url in ["postgres://u:hunter2@h:port/db", "host=h password=hunter2 nonsense=1"] {
-            let error = session_config(&Secret::new(url), "r").unwrap_err();
-            assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
-        }
-    }
-
-    #[test]
-    fn sessions_carry_their_limits_and_their_name() {
-        let config = session_config(&Secret::new("host=h user=u"), "r1").unwrap();
-        assert!(config.get_options().unwrap().contains("lock_timeout=5s"));
-        assert_eq!(config.get_application_name(), Some("agent-fleet/r1"));
-        assert_eq!(config.get_ssl_mode(), SslMode::Disable);
-    }
+/// True when the one value that a server shows is `on`.
+fn is_on(said: &[SimpleQueryMessage]) -> bool {
+    said.iter()
+        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on")))
 }

@@ -1,6 +1,5 @@
 //! Tasks come into being: by API, by SQL, by the forge.
 
-use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -8,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    connection::{begin, commit},
+    connection::{GenericClient, begin, commit},
     error::retry,
     rows::get,
     statement::{

@@ -110,7 +110,7 @@ fn all() -> impl Iterator<Item = &'static Definition> {
 
 /// Names this set. The program's version and its newest migration are part of it, so that a set that returns to an earlier
 /// text is a new one.
-fn checksum() -> String {
+pub(super) fn checksum() -> String {
     let mut hasher = Sha256::new();
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(migration_names().pop().unwrap_or_default());
@@ -159,7 +159,7 @@ async fn replace(tx: &mut Transaction<'_>) -> Result<(), tokio_postgres::Error> 
 }
 
 /// True when the set, or a newer one that replaced it, is in force.
-pub(super) async fn is_known(client: &Client) -> Result<bool, StoreError> {
+async fn is_known(client: &Client) -> Result<bool, StoreError> {
     let row = client.query_one(FIND_DEFINITIONS.text, &[&checksum()]).await.map_err(sql)?;
     Ok(row.get(0))
 }

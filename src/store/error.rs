@@ -1,5 +1,7 @@
 //! What can go wrong with the database, told apart by SQLSTATE and never by text.
 
+use std::time::Duration;
+
 use tokio_postgres::error::SqlState;
 
 /// A failed act on the database. The cause is in `source`.
@@ -50,6 +52,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The server said nothing for so long.
+    pub(super) fn silent(patience: Duration) -> Self {
+        Self::Unreachable(format!("it did not answer within {} s", patience.as_secs_f64()).into())
+    }
+
     fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Statement { source, .. } => source.code(),
@@ -72,6 +79,8 @@ impl StoreError {
                             | SqlState::ADMIN_SHUTDOWN
                             | SqlState::CRASH_SHUTDOWN
                             | SqlState::CANNOT_CONNECT_NOW
+                            | SqlState::IDLE_SESSION_TIMEOUT
+                            | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
                             | SqlState::READ_ONLY_SQL_TRANSACTION
                     ) || code.code().starts_with("08")
                 },
@@ -104,12 +113,8 @@ impl StoreError {
             || self.code().is_some_and(|code| {
                 matches!(
                     *code,
-                    SqlState::LOCK_NOT_AVAILABLE
-                        | SqlState::QUERY_CANCELED
-                        | SqlState::TOO_MANY_CONNECTIONS
-                        | SqlState::DISK_FULL
-                        | SqlState::OUT_OF_MEMORY
-                )
+                    SqlState::LOCK_NOT_AVAILABLE | SqlState::QUERY_CANCELED | SqlState::IO_ERROR // A full disk, no memory, too many connections.
+                ) || code.code().starts_with("53")
             })
     }
 

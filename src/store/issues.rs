@@ -1,11 +1,10 @@
 //! Issues of the forge: the newest state of each is kept, and applied to its task when that is free.
 
-use deadpool_postgres::GenericClient;
 use uuid::Uuid;
 
 use super::{
     NewTask, Store, StoreError,
-    connection::{begin, commit},
+    connection::{GenericClient, begin, commit},
     create::{self, Identified},
     error::retry,
     rows::{self, get, word},

@@ -1,12 +1,11 @@
 //! What a holder writes, and how leases end. Every write is fenced by task, lease and session.
 
-use deadpool_postgres::GenericClient;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    connection::{begin, commit},
+    connection::{GenericClient, begin, commit},
     error::retry,
     issues,
     rows::{get, word},

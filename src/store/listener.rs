@@ -1,22 +1,28 @@
 //! LISTEN, on a connection of its own, polled by hand: a pool drops notifications.
 
-use std::task::{Context, Poll};
+use std::{collections::VecDeque, time::Duration};
 
 use futures_util::future::poll_fn;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
+use tokio::time::Instant;
+use tokio_postgres::{AsyncMessage, Client};
 
-use super::{Store, StoreError, connection, statement::SEND_NOTIFY};
+use super::{Store, StoreError, servers::Messages, statement::SEND_NOTIFY};
 
-type Messages = Box<
-    dyn FnMut(&mut Context<'_>) -> Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> + Send,
->;
+/// Said again, it changes nothing, so it also serves as a question.
+const LISTEN: &str = "listen fleet_wake";
+/// How often the server is asked whether it is still there: nothing is ever sent on a connection that only listens, so
+/// one whose other side is gone would be silent for ever.
+const ASK: Duration = Duration::from_secs(5);
+/// What it says comes within this.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// A connection that listens. Notifications are hints: after every (re)connect the caller scans once.
 pub struct Listener {
-    // Dropping the client would end the connection.
-    _client: Client,
+    client: Client,
     messages: Messages,
+    heard: VecDeque<String>,
+    /// When the server is next asked.
+    ask: Instant,
 }
 
 impl std::fmt::Debug for Listener {
@@ -29,58 +35,69 @@ impl Listener {
     /// The payload of the next notification. An error is final: connect again.
     pub async fn next(&mut self) -> Result<String, StoreError> {
         loop {
-            match poll_fn(|cx| (self.messages)(cx)).await {
-                Some(Ok(AsyncMessage::Notification(n))) => return Ok(n.payload().to_owned()),
-                Some(Ok(_)) => {}
-                Some(Err(e)) => return Err(StoreError::Unreachable(Box::new(e))),
-                None => return Err(StoreError::Unreachable("the connection was closed".into())),
+            if let Some(payload) = self.heard.pop_front() {
+                return Ok(payload);
+            }
+            let ask = self.ask;
+            tokio::select! {
+                message = poll_fn(|cx| (self.messages)(cx)) => self.take(message)?,
+                () = tokio::time::sleep_until(ask) => {
+                    self.run("listen", LISTEN).await?;
+                    self.ask = Instant::now() + ASK;
+                }
             }
         }
     }
-}
 
-fn messages<S, T>(mut connection: Connection<S, T>) -> Messages
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    Box::new(move |cx: &mut Context<'_>| connection.poll_message(cx))
+    fn take(
+        &mut self,
+        message: Option<Result<AsyncMessage, tokio_postgres::Error>>,
+    ) -> Result<(), StoreError> {
+        match message {
+            Some(Ok(AsyncMessage::Notification(n))) => self.heard.push_back(n.payload().to_owned()),
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return Err(StoreError::Unreachable(Box::new(e))),
+            None => return Err(StoreError::Unreachable("the connection was closed".into())),
+        }
+        Ok(())
+    }
+
+    /// Runs a statement; it completes only while the connection is polled.
+    async fn run(&mut self, statement: &'static str, sql: &str) -> Result<(), StoreError> {
+        let deadline = Instant::now() + ANSWER;
+        let mut heard = Vec::new();
+        let done = {
+            let Self { client, messages, .. } = self;
+            let mut running = std::pin::pin!(client.batch_execute(sql));
+            loop {
+                tokio::select! {
+                    done = &mut running => break done,
+                    message = poll_fn(|cx| messages(cx)) => {
+                        let is_end = !matches!(message, Some(Ok(_)));
+                        heard.push(message);
+                        if is_end {
+                            break Ok(());
+                        }
+                    }
+                    () = tokio::time::sleep_until(deadline) => return Err(StoreError::silent(ANSWER)),
+                }
+            }
+        };
+        for message in heard {
+            self.take(message)?;
+        }
+        done.map_err(|source| StoreError::Statement { statement, source })
+    }
 }
 
 impl Store {
     /// Connects past a pooler and listens.
     pub async fn listen(&self) -> Result<Listener, StoreError> {
-        let config = self.listen_config();
-        let unreachable = |e: tokio_postgres::Error| StoreError::Unreachable(Box::new(e));
-        let (client, mut messages) = match connection::tls(config)? {
-            connection::Tls::Off => {
-                let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
-                (client, messages(connection))
-            }
-            connection::Tls::Verified(tls) => {
-                let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
-                (client, messages(connection))
-            }
-        };
-        // LISTEN completes only while the connection is driven. A notification that arrives meanwhile is no loss: the
-        // caller scans after connecting.
-        {
-            let mut listening = std::pin::pin!(client.batch_execute("listen fleet_wake"));
-            loop {
-                tokio::select! {
-                    result = &mut listening => {
-                        result.map_err(|source| StoreError::Statement { statement: "listen", source })?;
-                        break;
-                    }
-                    message = poll_fn(|cx| messages(cx)) => match message {
-                        Some(Ok(_)) => {}
-                        Some(Err(e)) => return Err(unreachable(e)),
-                        None => return Err(StoreError::Unreachable("the connection was closed".into())),
-                    },
-                }
-            }
-        }
-        Ok(Listener { _client: client, messages })
+        let (client, messages) = self.direct().connect_in_time().await?;
+        let ask = Instant::now() + ASK;
+        let mut listener = Listener { client, messages, heard: VecDeque::new(), ask };
+        listener.run("listen", LISTEN).await?;
+        Ok(listener)
     }
 
     /// Wakes the other replicas.

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::error::SqlState;
 
-use super::{Store, StoreError, connection, definitions, statement::MAKE_ROLES};
+use super::{
+    Store, StoreError, definitions,
+    rows::get,
+    statement::{FIND_DEFINITIONS, LIST_MIGRATIONS, MAKE_ROLES},
+};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -40,7 +44,7 @@ impl Store {
     /// that migrates. Polled, because a session that waits inside `pg_advisory_lock` holds a snapshot, which `create
     /// index concurrently` would wait for: a deadlock.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
-        let mut client = self.dedicated(self.session_config()).await?;
+        let mut client = self.dedicated().await?;
         let sql = |source| StoreError::Statement { statement: "migrate", source };
         // Migrations may take their time; they must not queue behind a long lock for ever.
         client
@@ -79,8 +83,11 @@ impl Store {
     /// Makes the roles of the cluster, and gives each object of a migrated schema its owner and each role its rights. Safe
     /// to repeat and to race. Needs an account that may create roles.
     pub async fn make_roles(&self) -> Result<(), StoreError> {
-        let client = self.client().await?;
-        MAKE_ROLES.run(&client, &[]).await?;
+        let client = self.dedicated().await?;
+        client
+            .batch_execute(MAKE_ROLES.text)
+            .await
+            .map_err(|source| StoreError::Statement { statement: MAKE_ROLES.name, source })?;
         client
             .execute("select fleet.apply_grants()", &[])
             .await
@@ -91,27 +98,25 @@ impl Store {
     /// Checks that every migration that this program knows has been applied, unaltered, and so have its definitions. A newer
     /// schema is fine: the expand → contract rule (`migrations/README.md`) keeps it usable.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
-        let mut client = self.client().await?;
-        let client: &mut Client = &mut client;
-        let there = client
-            .query_one(&format!("select to_regclass('{HISTORY}') is not null"), &[])
-            .await
-            .map_err(|source| StoreError::Statement { statement: "check_schema", source })?;
-        if !there.get::<_, bool>(0) {
-            return Err(StoreError::Schema(
-                "the database has no schema of agent-fleet; run `agent-fleet migrate`, or serve with --migrate".into(),
-            ));
-        }
-        let applied =
-            runner().get_applied_migrations_async(client).await.map_err(StoreError::Migration)?;
+        let applied = match self.texts(LIST_MIGRATIONS.name, LIST_MIGRATIONS.text).await {
+            Err(StoreError::Statement { source, .. })
+                if source.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+            {
+                return Err(StoreError::Schema(
+                    "the database has no schema of agent-fleet; run `agent-fleet migrate`, or serve with --migrate".into(),
+                ));
+            }
+            applied => applied?,
+        };
         for known in runner().get_migrations() {
-            match applied.iter().find(|a| a.version() == known.version()) {
+            let version = known.version().to_string();
+            match applied.iter().find(|row| row.get("version") == Some(version.as_str())) {
                 None => {
                     return Err(StoreError::Schema(format!(
                         "the database lacks migration {known}; run `agent-fleet migrate`, or serve with --migrate"
                     )));
                 }
-                Some(a) if a.checksum() != known.checksum() => {
+                Some(row) if row.get("checksum") != Some(known.checksum().to_string().as_str()) => {
                     return Err(StoreError::Schema(format!(
                         "migration {known} in the database is not the one that this program was built with"
                     )));
@@ -119,29 +124,14 @@ impl Store {
                 Some(_) => {}
             }
         }
-        if definitions::is_known(client).await? {
+        let client = self.client().await?;
+        let definitions = FIND_DEFINITIONS.one(&client, &[&definitions::checksum()]).await?;
+        if get(&definitions, "known") {
             Ok(())
         } else {
             Err(StoreError::Schema(
                 "the database lacks the views and functions of this version; run `agent-fleet migrate`, or serve with --migrate".into(),
             ))
-        }
-    }
-
-    /// A connection of its own, outside the pool; closed when dropped.
-    pub(super) async fn dedicated(&self, config: &Config) -> Result<Client, StoreError> {
-        let unreachable = |e: tokio_postgres::Error| StoreError::Unreachable(Box::new(e));
-        match connection::tls(config)? {
-            connection::Tls::Off => {
-                let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
-                tokio::spawn(connection);
-                Ok(client)
-            }
-            connection::Tls::Verified(tls) => {
-                let (client, connection) = config.connect(tls).await.map_err(unreachable)?;
-                tokio::spawn(connection);
-                Ok(client)
-            }
         }
     }
 }

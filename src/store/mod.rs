@@ -6,6 +6,7 @@
 
 mod agents;
 mod claims;
+mod client;
 mod connection;
 mod create;
 mod definitions;
@@ -24,6 +25,7 @@ mod operator;
 mod retention;
 mod rows;
 mod runs;
+mod servers;
 mod sessions;
 mod statement;
 mod tasks;

@@ -80,7 +80,7 @@ impl Store {
         if old().await?.is_empty() {
             return Ok(result);
         }
-        let direct = self.dedicated(self.listen_config()).await?;
+        let direct = self.dedicated().await?;
         direct
             .batch_execute("set lock_timeout = '100ms'")
             .await

@@ -1,11 +1,13 @@
 //! The statements: each is one file in `sql/`, prepared once per connection, run and timed under its name.
 
-use std::time::Instant;
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
-use deadpool_postgres::GenericClient;
 use tokio_postgres::{Row, types::ToSql};
 
-use super::StoreError;
+use super::{StoreError, connection::GenericClient};
 
 /// One file of `sql/`.
 #[derive(Debug)]
@@ -87,6 +89,7 @@ statements! {
     LIST_HOSTS "list_hosts"
     LIST_LANELESS_SETS "list_laneless_sets"
     LIST_LOST_LEASES "list_lost_leases"
+    LIST_MIGRATIONS "list_migrations"
     LIST_OLD_PARTITIONS "list_old_partitions"
     LIST_PENDING_ISSUES "list_pending_issues"
     LIST_RECEIPTS "list_receipts"
@@ -133,6 +136,15 @@ statements! {
     USE_TOKEN "use_token"
 }
 
+/// A server that lives ends a statement by itself, at its `statement_timeout` of 15 s. One that does not answer after this
+/// is frozen, or out of reach; its caller is not kept.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Waits for the server, but not for ever.
+pub(super) async fn in_time<T>(running: impl Future<Output = T>) -> Result<T, StoreError> {
+    tokio::time::timeout(ANSWER, running).await.map_err(|_| StoreError::silent(ANSWER))
+}
+
 /// Parameters of a statement.
 pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -144,11 +156,7 @@ impl Statement {
         params: Params<'_>,
     ) -> Result<Vec<Row>, StoreError> {
         let started = Instant::now();
-        let result = async {
-            let prepared = client.prepare_cached(self.text).await?;
-            client.query(&prepared, params).await
-        }
-        .await;
+        let result = in_time(client.query(self, params)).await?;
         tracing::trace!(
             statement = self.name,
             duration_us = started.elapsed().as_micros(),
@@ -185,11 +193,7 @@ impl Statement {
         params: Params<'_>,
     ) -> Result<u64, StoreError> {
         let started = Instant::now();
-        let result = async {
-            let prepared = client.prepare_cached(self.text).await?;
-            client.execute(&prepared, params).await
-        }
-        .await;
+        let result = in_time(client.execute(self, params)).await?;
         tracing::trace!(
             statement = self.name,
             duration_us = started.elapsed().as_micros(),

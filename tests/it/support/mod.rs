@@ -8,7 +8,9 @@ pub(crate) mod forge;
 pub(crate) mod host;
 pub(crate) mod node;
 pub(crate) mod program;
+pub(crate) mod proxy;
 pub(crate) mod sshd;
+pub(crate) mod standby;
 
 use std::time::Duration;
 
