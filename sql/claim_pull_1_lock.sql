@@ -3,7 +3,7 @@
 -- Locks:   sessions FOR NO KEY UPDATE SKIP LOCKED, by id.
 -- Index:   sessions_pkey.
 -- $1 uuid[]: sessions that wait.
-select s.session_id, a.agent_id, a.capabilities, a.max_concurrency
+select s.session_id, s.claimer
   from fleet.sessions s
   join fleet.agents a on a.agent_id = s.subject and a.session_id = s.session_id
  where s.session_id = any ($1::uuid[]) and s.kind = 'agent' and s.ended_at is null and a.drained_at is null

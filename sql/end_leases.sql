@@ -7,28 +7,23 @@
 -- $1 uuid[]: tasks, each once; $2 bigint[]: lease; $3 uuid[]: session; $4 text[]: outcome, one of completed, failed,
 -- timed_out, lost, released, undone; $5 text[]: error or reason; $6 integer[]: wait in seconds; $7 jsonb[]: receipt;
 -- $8 bytea[]: its hash; $9 text[]: actor (agent_id or host/agent of a receipt behind its first colon);
--- $10 double precision: backoff before the first retry, in seconds.
+-- $10 text[]: the pull request that the receipt names; $11 double precision: backoff before the first retry, in seconds.
 with input as materialized (
   select *
     from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::integer[], $7::jsonb[], $8::bytea[],
-                $9::text[])
-      as i(task_id, lease, holder, outcome, reason, wait_secs, receipt, receipt_hash, actor)
+                $9::text[], $10::text[]) with ordinality
+      as i(task_id, lease, holder, outcome, reason, wait_secs, receipt, receipt_hash, actor, pr_url, ord)
 ),
 cur as materialized (
-  select t.task_id, t.status, t.lease, t.holder, t.attempt, t.retry_count, t.refund_count, t.max_retries, t.pinned_to
-    from fleet.tasks t
-   where t.task_id = any ($1::uuid[])
-   order by t.task_id
-     for update
-),
-fenced as materialized (
-  select c.*, i.reason, coalesce(i.wait_secs, 0) as wait_secs, i.receipt, i.receipt_hash, i.actor,
-         (select a ->> 'url' from jsonb_array_elements(i.receipt -> 'artifacts') a
-           where a ->> 'type' = 'pr' limit 1) as pr_url,
+  select i.ord, i.task_id, i.lease, i.holder, i.reason, coalesce(i.wait_secs, 0) as wait_secs, i.receipt,
+         i.receipt_hash, i.actor, i.pr_url, coalesce(t.lease = i.lease and t.holder = i.holder, false) as held,
+         t.status, t.attempt, t.retry_count, t.refund_count, t.max_retries, t.pinned_to, t.source,
          -- at most five refunds; after that giving back counts as losing
-         case when i.outcome = 'released' and c.refund_count >= 5 then 'lost' else i.outcome end as outcome
+         case when i.outcome = 'released' and t.refund_count >= 5 then 'lost' else i.outcome end as outcome
     from input i
-    join cur c on c.task_id = i.task_id and c.lease = i.lease and c.holder = i.holder
+    join fleet.tasks t on t.task_id = i.task_id
+   order by t.task_id
+     for update of t
 ),
 verdict as materialized (
   select f.*,
@@ -47,12 +42,13 @@ verdict as materialized (
            when f.outcome = 'lost' then 'agent_lost'
            else 'failed'
          end as to_status
-    from fenced f
+    from cur f
+   where f.held
 ),
 ended as (
   update fleet.tasks t
      set status = v.to_status,
-         holder = null, host_agent_id = null, deadline_at = null,
+         holder = null, host_agent_id = null, claim_id = null, deadline_at = null,
          pinned_to = case when v.type = 'undone' then t.pinned_to end,
          pinned_until = case when v.type = 'undone' then t.pinned_until end,
          execution_mode = case when v.to_status in ('created', 'scheduled') then t.created_mode else t.execution_mode end,
@@ -64,8 +60,8 @@ ended as (
                     now() + greatest(make_interval(secs => v.wait_secs),
                                      case when v.type = 'released' and v.wait_secs > 0 then interval '0'
                                           when v.type = 'released' then
-                                            fleet.backoff(make_interval(secs => $10), v.refund_count)
-                                          else fleet.backoff(make_interval(secs => $10), v.retry_count + 1) end)
+                                            fleet.backoff(make_interval(secs => $11), v.refund_count)
+                                          else fleet.backoff(make_interval(secs => $11), v.retry_count + 1) end)
                   end,
          ready_at = case when v.to_status = 'created' then now() else t.ready_at end,
          completed_at = case when v.type <> 'lease_ended' and v.to_status in ('completed', 'failed', 'agent_lost')
@@ -77,7 +73,6 @@ ended as (
          last_activity_at = now()
     from verdict v
    where t.task_id = v.task_id
-  returning t.task_id, t.lane_id, t.source
 ),
 run as (
   update fleet.runs r
@@ -97,9 +92,6 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('reason', reason, 'receipt', receipt ->> 'status'))
     from verdict
 )
-select i.task_id, ended.task_id is not null as applied, c.status as old_status, v.to_status, c.lease, c.holder,
-       ended.source
-  from input i
-  left join cur c on c.task_id = i.task_id
-  left join verdict v on v.task_id = i.task_id
-  left join ended on ended.task_id = i.task_id
+select c.ord, v.ord is not null as applied, v.to_status, c.source
+  from cur c
+  left join verdict v on v.ord = c.ord

@@ -4,15 +4,15 @@
 --          that of their seq.
 -- Index:   tasks_key; lanes_capabilities_key.
 -- $1 jsonb: array of {task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at?, title, body, labels,
---           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?}; $2 text: actor.
+--           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?, actor}.
 with input as materialized (
   select i.*
     from rows from (jsonb_to_recordset($1::jsonb) as (
            task_id uuid, key text, source text, priority smallint, execution_mode text, max_retries integer, timeout_secs integer,
            run_at timestamptz, title text, body text, labels text[], capabilities text[], repo jsonb, issue_url text,
-           request_hash text, issue_version bigint, issue_open boolean)) with ordinality
+           request_hash text, issue_version bigint, issue_open boolean, actor text)) with ordinality
       as i(task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at, title, body, labels, capabilities,
-           repo, issue_url, request_hash, issue_version, issue_open, ord)
+           repo, issue_url, request_hash, issue_version, issue_open, actor, ord)
 ),
 task as (
   insert into fleet.tasks (task_id, key, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
@@ -25,7 +25,7 @@ task as (
     left join fleet.lanes l on l.capabilities = i.capabilities
    order by nullif(i.key, i.task_id::text), i.ord
   on conflict (key) do nothing
-  returning task_id, key, status, lane_id, execution_mode, run_at
+  returning task_id, key, status, lane_id, priority, seq, execution_mode, run_at
 ),
 spec as (
   insert into fleet.task_specs (task_id, title, body, labels, capabilities, repo, issue_url, request_hash)
@@ -35,8 +35,10 @@ spec as (
 ),
 event as (
   insert into fleet.task_events (task_id, type, from_status, to_status, actor, detail)
-  select task_id, 'created', null, status, $2::text,
-         jsonb_strip_nulls(jsonb_build_object('execution_mode', execution_mode, 'run_at', run_at))
-    from task
+  select task.task_id, 'created', null, task.status, i.actor,
+         jsonb_strip_nulls(jsonb_build_object('execution_mode', task.execution_mode, 'run_at', task.run_at))
+    from task join input i on i.task_id = task.task_id
 )
-select i.ord, task_id from task join input i using (task_id) order by i.ord
+select i.ord, task.task_id, task.status, task.lane_id, task.priority, task.seq
+  from task join input i on i.task_id = task.task_id
+ order by i.ord

@@ -1,30 +1,41 @@
--- Purpose: the holder says that it works (again): assigned becomes running; running, and what the forge has moved on,
---          stay. Fenced by task, lease and session.
--- Locks:   the task.
+-- Purpose: holders say that they work (again): assigned becomes running; running, and what the forge has moved on, stay.
+--          Fenced by task, lease and session.
+-- Locks:   tasks by id.
 -- Index:   tasks_pkey.
--- $1 uuid: task; $2 bigint: lease; $3 uuid: session; $4 text: actor; $5 jsonb: detail of the event;
--- $6 integer: null, or the new time limit in seconds from now.
-with cur as materialized (
-  select task_id, status, lease, holder, execution_mode
-    from fleet.tasks where task_id = $1 for update
+-- $1 uuid[]: tasks, each once; $2 bigint[]: lease; $3 uuid[]: session; $4 text[]: actor; $5 jsonb[]: detail of the event;
+-- $6 integer[]: null, or the new time limit in seconds from now.
+with input as materialized (
+  select *
+    from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::jsonb[], $6::integer[]) with ordinality
+      as i(task_id, lease, holder, actor, detail, timeout_secs, ord)
+),
+cur as materialized (
+  select i.ord, i.task_id, i.actor, i.detail, i.timeout_secs, t.status, t.execution_mode,
+         coalesce(t.lease = i.lease and t.holder = i.holder, false) as held
+    from input i
+    join fleet.tasks t on t.task_id = i.task_id
+   order by t.task_id
+     for update of t
 ),
 started as (
   update fleet.tasks t
      set status = case when cur.status = 'assigned' then 'running' else cur.status end,
          started_at = coalesce(t.started_at, now()),
-         deadline_at = case when $6::integer is null then t.deadline_at else now() + make_interval(secs => $6::integer) end,
+         deadline_at = case when cur.timeout_secs is null then t.deadline_at
+                            else now() + make_interval(secs => cur.timeout_secs) end,
          last_activity_at = now()
     from cur
-   where t.task_id = cur.task_id and cur.lease = $2 and cur.holder = $3
-  returning t.task_id, t.status, t.lease, t.attempt, cur.status as from_status
+   where t.task_id = cur.task_id and cur.held
+  returning t.task_id, t.lease, t.attempt, cur.status as from_status, cur.actor, cur.detail
 ),
 event as (
   insert into fleet.task_events (task_id, type, from_status, to_status, actor, lease, attempt, detail)
   select task_id,
          case when from_status = 'assigned' then 'started' else 'progress' end,
-         from_status, case when from_status = 'assigned' then 'running' end, $4::text, lease, attempt, $5::jsonb
+         from_status, case when from_status = 'assigned' then 'running' end, actor, lease, attempt, detail
     from started
-   where from_status = 'assigned' or $5::jsonb <> '{}'
+   where from_status = 'assigned' or detail <> '{}'
 )
-select cur.status, cur.lease, cur.holder, cur.execution_mode, started.task_id is not null as applied
-  from cur left join started on true
+select ord, held as applied, execution_mode,
+       case when held and status = 'assigned' then 'running' else status end as status
+  from cur

@@ -203,6 +203,7 @@ async fn register(call: Call) -> Answer {
                 ApiError::conflict("this agent_id is a configured host's; choose another")
             }
         })?;
+    replica.forget_caller(&body.agent_id);
     for session in &registered.replaced {
         let reason = "its agent registered anew";
         give_back(replica, *session, &body.agent_id, Outcome::Lost, reason).await?;
@@ -217,7 +218,7 @@ async fn register(call: Call) -> Answer {
         .map(|(id, lease)| json!({"task_id": id, "lease": lease}))
         .collect();
     tracing::info!(agent.id = body.agent_id, session.id = %registered.session, resumed = resumed.len(), "agent registered");
-    replica.wake.ready();
+    replica.wake_ready();
     ok(&json!({
         "agent_id": body.agent_id,
         "registry_token": token,
@@ -319,7 +320,7 @@ async fn heartbeat(call: Call) -> Answer {
         );
         let reason = "its agent no longer lists it";
         end_all(replica, &dropped, &body.agent_id, Outcome::Lost, reason).await?;
-        replica.wake.ready();
+        replica.wake_ready();
     }
     let lost: Vec<String> = listed
         .into_iter()
@@ -340,10 +341,11 @@ async fn deregister(call: Call) -> Answer {
     }
     let replica = &call.replica;
     replica.store.end_session(agent.session, "deregistered").await?;
+    replica.forget_caller(&body.agent_id);
     give_back(replica, agent.session, &body.agent_id, Outcome::Released, "its agent deregistered")
         .await?;
     tracing::info!(agent.id = body.agent_id, session.id = %agent.session, "agent deregistered");
-    replica.wake.ready();
+    replica.wake_ready();
     ok(&json!({"agent_id": body.agent_id, "status": "offline"}))
 }
 
@@ -385,7 +387,8 @@ async fn delete(call: Call, id: String) -> Answer {
     }
     tracing::info!(agent.id = id, "agent deleted; its id is free");
     // Its polls, wherever they wait, are told.
-    replica.wake.ready();
+    replica.forget_caller(&id);
+    replica.wake_ready();
     ok(&json!({"agent_id": id, "status": "deleted"}))
 }
 
@@ -398,7 +401,7 @@ async fn set_drained(call: Call, id: String, drained: bool) -> Answer {
         return Err(ApiError::not_found("there is no such agent"));
     }
     tracing::info!(agent.id = id, drained, "agent drained or resumed");
-    replica.wake.ready();
+    replica.wake_ready();
     ok(&find(replica, &id).await?)
 }
 

@@ -192,15 +192,28 @@ impl Reply for ApiError {
     }
 }
 
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> Self {
+impl From<&StoreError> for ApiError {
+    fn from(error: &StoreError) -> Self {
         if error.is_unavailable() {
-            tracing::warn!(error = %error_chain(&error), "a request could not be served: the database is away");
+            tracing::warn!(error = %error_chain(error), "a request could not be served: the database is away");
             Self::database_away()
         } else {
-            tracing::error!(error = %error_chain(&error), "a request failed");
+            tracing::error!(error = %error_chain(error), "a request failed");
             Self::internal()
         }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// Of a batch, whose error each of its callers is told.
+impl From<std::sync::Arc<StoreError>> for ApiError {
+    fn from(error: std::sync::Arc<StoreError>) -> Self {
+        Self::from(&*error)
     }
 }
 

@@ -88,7 +88,7 @@ async fn check(call: Call, id: &str) -> Answer {
     optional_json::<Nothing>(&call)?;
     let replica = &call.replica;
     let before = find(replica, id).await?;
-    replica.wake.probe();
+    replica.wake_probers();
     let seen = |host: &Host, replica_id: &str| -> Option<Timestamp> {
         host.replicas.iter().find(|r| r.replica_id == replica_id)?.checked_at
     };
@@ -117,6 +117,6 @@ async fn set_drained(call: Call, id: String, drained: bool) -> Answer {
         return Err(ApiError::not_found("there is no such host; hosts are configured"));
     }
     tracing::info!(host.id = id, drained, "host drained or resumed");
-    replica.wake.ready();
+    replica.wake_ready();
     ok(&find(replica, &id).await?)
 }

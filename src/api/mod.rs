@@ -33,7 +33,10 @@ use warp::{
 
 pub use self::edge::{bind, serve};
 use self::error::ApiError;
-use crate::{coordinator::Replica, model::Task};
+use crate::{
+    coordinator::{Handed, Replica},
+    model::Task,
+};
 
 /// What a handler returns.
 type Answer = Result<Response, ApiError>;
@@ -43,12 +46,13 @@ pub fn routes(
     replica: &Arc<Replica>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static + use<>
 {
-    health::routes(replica)
+    // What is called most comes first.
+    receipts::routes(replica)
         .or(work::routes(replica))
         .unify()
         .or(tasks::routes(replica))
         .unify()
-        .or(receipts::routes(replica))
+        .or(health::routes(replica))
         .unify()
         .or(logs::routes(replica))
         .unify()
@@ -103,6 +107,23 @@ fn render(answer: Answer) -> Response {
 async fn detached(handler: impl Future<Output = Answer> + Send + 'static) -> Response {
     match tokio::spawn(handler).await {
         Ok(answer) => render(answer),
+        // The panic itself has been logged.
+        Err(_) => ApiError::internal().into_response(),
+    }
+}
+
+/// The same for a handler that hands tasks out: what it answers to a client who has hung up goes back to the queue.
+async fn detached_handing(
+    handler: impl Future<Output = Result<(Response, Option<Handed>), ApiError>> + Send + 'static,
+) -> Response {
+    match tokio::spawn(handler).await {
+        Ok(Ok((response, handed))) => {
+            if let Some(handed) = handed {
+                handed.delivered();
+            }
+            response
+        }
+        Ok(Err(error)) => error.into_response(),
         // The panic itself has been logged.
         Err(_) => ApiError::internal().into_response(),
     }

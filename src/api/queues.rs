@@ -50,7 +50,7 @@ async fn set_paused(call: Call, paused: bool) -> Answer {
     let set = CapabilitySet::required(&body.capabilities)?;
     call.replica.store.set_lane_paused(&set, paused).await?;
     if !paused {
-        call.replica.wake.ready();
+        call.replica.wake_ready();
     }
     ok(&json!({"capabilities": set, "paused": paused}))
 }

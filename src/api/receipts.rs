@@ -3,27 +3,30 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use warp::{Filter, filters::BoxedFilter, reply::Response};
 
 use super::{
     Answer,
     call::{Call, LARGE_BODY, call, from_value, task_ref},
-    current, detached,
+    current, detached_handing,
     error::ApiError,
-    ok,
+    full, ok,
     tasks::resolve,
     v1,
+    work::claim_id,
 };
 use crate::{
-    coordinator::Replica,
+    coordinator::{Handed, Replica, settle},
     model::{Actor, Artifact, Lease, Receipt, ReceiptStatus, SessionId, check_text},
-    store::{EndLease, Ended, HeldLease, Outcome},
+    store::{EndLease, Ended, HeldLease, Outcome, Waiter},
 };
 
 /// Bytes of a summary, an error, an address.
 const MAX_SUMMARY: usize = 64 << 10;
 const MAX_ADDRESS: usize = 4_000;
+/// Receipts in one array.
+const MAX_RECEIPTS: usize = 100;
 /// Artifacts of one receipt.
 const MAX_ARTIFACTS: usize = 100;
 
@@ -33,13 +36,13 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::path!("tasks" / String / "complete"))
         .and(warp::post())
         .and(call(replica, LARGE_BODY))
-        .then(|id: String, call| detached(complete(call, Some(id))));
-    let by_body = v1()
+        .then(|id: String, call| detached_handing(complete(call, Some(id))));
+    let alone = v1()
         .and(warp::path!("receipts"))
         .and(warp::post())
         .and(call(replica, LARGE_BODY))
-        .then(|call| detached(complete(call, None)));
-    by_task.or(by_body).unify().boxed()
+        .then(|call| detached_handing(by_body(call)));
+    by_task.or(alone).unify().boxed()
 }
 
 /// Where a receipt belongs; the rest of the body is the receipt itself.
@@ -50,18 +53,120 @@ struct Address {
     lease: Option<i64>,
 }
 
-async fn complete(call: Call, path: Option<String>) -> Answer {
+/// Reads a receipt, and whose it is.
+fn read(value: Value) -> Result<(Address, Receipt), ApiError> {
+    Ok((from_value(value.clone())?, read_receipt(value)?))
+}
+
+async fn complete(
+    call: Call,
+    path: Option<String>,
+) -> Result<(Response, Option<Handed>), ApiError> {
     call.principal().await?;
-    let value = call.json_value()?;
-    if value.is_array() {
-        return Err(ApiError::bad_request("receipts are taken one at a time; send an object"));
+    let dequeue = match call.query("dequeue")?.as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => {
+            return Err(ApiError::bad_request("the parameter dequeue must be `true` or `false`"));
+        }
+    };
+    let (address, receipt) = read(call.json_value()?)?;
+    let end = end(&call, path, address, receipt).await?;
+    let held = end.held;
+    let next = (dequeue && !call.replica.shutdown.is_draining()).then(|| Waiter {
+        // The same receipt again is answered with the same task.
+        claim_id: claim_id("complete", &format!("{}:{}", held.task_id, held.lease)),
+        repeatable: true,
+        ..Waiter::one(held.holder)
+    });
+    let mut settled = settle(&call.replica, vec![end], next).await?;
+    let task = match (settled.ended.pop(), settled.tasks.pop().flatten()) {
+        (Some(Ended::Now(_) | Ended::Before), Some(task)) => full(task),
+        // Who has lost this task takes no other in the same breath: what was claimed goes back.
+        (Some(Ended::Not(refusal)), _) => return Err(refusal.into()),
+        _ => return Err(ApiError::internal()),
+    };
+    if !dequeue {
+        return Ok((ok(&task)?, None));
     }
-    let address: Address = from_value(value.clone())?;
-    let receipt = read_receipt(value)?;
+    let next = settled.next.as_mut().and_then(|handed| handed.take_tasks().pop()).map(full);
+    Ok((ok(&json!({"task": task, "next": next}))?, settled.next))
+}
+
+async fn by_body(call: Call) -> Result<(Response, Option<Handed>), ApiError> {
+    call.principal().await?;
+    match call.json_value()? {
+        Value::Array(items) => Ok((many(&call, items).await?, None)),
+        _ => complete(call, None).await,
+    }
+}
+
+/// An array: each receipt is judged on its own, and all are committed together. What names a task that stands before it
+/// in the array is judged after that one.
+async fn many(call: &Call, items: Vec<Value>) -> Answer {
+    if items.is_empty() || items.len() > MAX_RECEIPTS {
+        return Err(ApiError::bad_request(format!(
+            "an array of receipts must have 1 to {MAX_RECEIPTS} items, this one has {}",
+            items.len()
+        )));
+    }
+    let mut results: Vec<Value> = Vec::with_capacity(items.len());
+    let mut rounds: Vec<Vec<(usize, EndLease)>> = Vec::new();
+    for (place, item) in items.into_iter().enumerate() {
+        let name = item.get("task_id").cloned().unwrap_or(Value::Null);
+        let end = match read(item) {
+            Ok((address, receipt)) => end(call, None, address, receipt).await,
+            Err(error) => Err(error),
+        };
+        results.push(json!({"task_id": name}));
+        match end {
+            Ok(end) => {
+                let task = end.held.task_id;
+                let names = |round: &Vec<(usize, EndLease)>| {
+                    round.iter().any(|(_, other)| other.held.task_id == task)
+                };
+                let round = rounds.iter().take_while(|round| names(round)).count();
+                if round == rounds.len() {
+                    rounds.push(Vec::new());
+                }
+                rounds[round].push((place, end));
+            }
+            Err(error) => fail(&mut results[place], &error),
+        }
+    }
+    for round in rounds {
+        let (places, ends): (Vec<usize>, Vec<EndLease>) = round.into_iter().unzip();
+        let settled = settle(&call.replica, ends, None).await?;
+        for ((place, ended), task) in places.into_iter().zip(settled.ended).zip(settled.tasks) {
+            match (ended, task) {
+                (Ended::Now(_) | Ended::Before, Some(task)) => {
+                    results[place]["status"] = json!(task.status);
+                }
+                (Ended::Not(refusal), _) => fail(&mut results[place], &refusal.into()),
+                _ => fail(&mut results[place], &ApiError::internal()),
+            }
+        }
+    }
+    ok(&json!({"results": results}))
+}
+
+fn fail(result: &mut Value, error: &ApiError) {
+    for (name, value) in error.body().as_object().into_iter().flatten() {
+        result[name] = value.clone();
+    }
+}
+
+/// The end of the lease that a receipt is about.
+async fn end(
+    call: &Call,
+    path: Option<String>,
+    address: Address,
+    receipt: Receipt,
+) -> Result<EndLease, ApiError> {
     let agent = call.agent(&address.agent_id).await?;
     let id = match (&path, &address.task_id) {
         (Some(path), body) => {
-            let id = resolve(&call, path).await?;
+            let id = resolve(call, path).await?;
             if let Some(body) = body
                 && call.replica.store.resolve(&task_ref(body)?).await? != Some(id)
             {
@@ -78,7 +183,7 @@ async fn complete(call: Call, path: Option<String>) -> Answer {
     };
     let lease = match address.lease {
         Some(lease) => lease,
-        None => only_lease(&call, id, &address.agent_id).await?,
+        None => only_lease(call, id, &address.agent_id).await?,
     };
     let outcome = match receipt.status {
         ReceiptStatus::Completed => Outcome::Completed,
@@ -96,22 +201,14 @@ async fn complete(call: Call, path: Option<String>) -> Answer {
     };
     // Also with an ended session, which holds nothing: a receipt that is stored already is answered as it was.
     let holder = if agent.live { agent.session } else { SessionId(uuid::Uuid::nil()) };
-    let end = EndLease {
+    Ok(EndLease {
         held: HeldLease { task_id: id, lease: Lease(lease), holder },
         outcome,
         reason,
         wait_secs: None,
         receipt: Some(receipt),
         actor: Actor::Agent(address.agent_id),
-    };
-    let backoff = call.replica.config.tasks.retry_backoff;
-    match call.replica.store.end_leases(&[end], backoff).await?.first() {
-        Some(Ended::Now(_)) => call.replica.wake.ready(),
-        Some(Ended::Before) => {}
-        Some(Ended::Not(refusal)) => return Err((*refusal).into()),
-        None => return Err(ApiError::internal()),
-    }
-    ok(&current(&call.replica, id).await?)
+    })
 }
 
 /// The lease may be left out only while the agent has claimed this task exactly once.

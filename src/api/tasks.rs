@@ -16,9 +16,9 @@ use super::{
     v1, with_status,
 };
 use crate::{
-    coordinator::Replica,
+    coordinator::{self, Replica},
     model::{Event, ExecutionMode, Task, TaskId, TaskRef, check_text},
-    store::{Created, NewTask, OperatorRefusal, TargetKind, TaskFilter},
+    store::{Created, NewRequest, NewTask, OperatorRefusal, TargetKind, TaskFilter},
 };
 
 /// Tasks in one array.
@@ -98,22 +98,18 @@ async fn create(call: Call) -> Answer {
     };
     refuse_repeated_keys(&tasks)?;
     let idempotency_key = idempotency_key(&call)?;
-    let created =
-        call.replica.store.create_tasks(&tasks, idempotency_key.as_deref(), &actor).await?;
-    let (ids, status) = match created {
-        Created::New(ids) => {
-            call.replica.wake.ready();
-            (ids, StatusCode::CREATED)
-        }
-        Created::Repeated(ids) => (ids, StatusCode::OK),
+    let request = NewRequest { tasks, idempotency_key, actor };
+    let created = coordinator::create(&call.replica, request).await?;
+    let status = match created.outcome {
+        Created::New(_) => StatusCode::CREATED,
+        Created::Repeated(_) => StatusCode::OK,
         Created::Conflict { key } => {
             return Err(ApiError::conflict(format!(
                 "the key `{key}` was used before for another body; nothing was created"
             )));
         }
     };
-    let tasks: Vec<Task> =
-        call.replica.store.get_tasks(&ids).await?.into_iter().map(full).collect();
+    let tasks: Vec<Task> = created.tasks.into_iter().map(full).collect();
     match tasks.as_slice() {
         [one] if !many => with_status(status, one),
         all => with_status(status, &all),
@@ -284,7 +280,7 @@ async fn assign(call: Call, id: String) -> Answer {
         }
         Err(missing) => return Err(ApiError::operator(missing, "assigned")),
     }
-    call.replica.wake.ready();
+    call.replica.wake_ready();
     ok(&current(&call.replica, id).await?)
 }
 
@@ -318,7 +314,7 @@ async fn retry(call: Call, id: String) -> Answer {
         .retry_task(id, &actor, mode)
         .await?
         .map_err(|refusal| ApiError::operator(refusal, "retried"))?;
-    call.replica.wake.ready();
+    call.replica.wake_ready();
     ok(&current(&call.replica, id).await?)
 }
 
@@ -335,7 +331,7 @@ async fn cancel(call: Call, id: String) -> Answer {
         .await?
         .map_err(|refusal| ApiError::operator(refusal, "cancelled"))?;
     // A slot is free, and a run may have to be ended.
-    call.replica.wake.ready();
-    call.replica.wake.revoked();
+    call.replica.wake_ready();
+    call.replica.wake_revoked();
     ok(&current(&call.replica, id).await?)
 }

@@ -79,8 +79,8 @@ async fn take(call: Call) -> Answer {
     };
     let outcome = call.replica.store.take_issue(&taken, defaults).await?;
     if outcome.wakes {
-        call.replica.wake.ready();
-        call.replica.wake.revoked();
+        call.replica.wake_ready();
+        call.replica.wake_revoked();
     }
     tracing::info!(
         delivery.id = taken.delivery_id,

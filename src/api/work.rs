@@ -4,25 +4,33 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::json;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 use warp::{Filter, Reply, filters::BoxedFilter, http::StatusCode, reply::Response};
 
 use super::{
     Answer,
     call::{BODY, Call, call},
-    current, detached,
+    detached,
     error::{ApiError, bad_word},
-    ok, render,
+    full, ok, render,
     tasks::resolve,
     v1,
 };
 use crate::{
-    coordinator::{self, Matchmaker, Replica},
-    model::{Actor, CapabilitySet, ExecutionMode, Lease, Status, TaskId, check_text},
-    store::{EndLease, Ended, HeldLease, Outcome},
+    coordinator::{self, Matchmaker, Replica, settle},
+    model::{
+        Actor, CapabilitySet, ExecutionMode, Lease, SessionId, Status, Task, TaskId, check_text,
+    },
+    store::{EndLease, Ended, HeldLease, Outcome, Start, Waiter},
 };
 
 /// A poll waits so long at most, in seconds; what is asked above it counts as this.
 const MAX_WAIT: i64 = 50;
+/// Tasks of one dequeue.
+const MAX_TASKS: usize = 100;
+/// Bytes of a request's name.
+const MAX_REQUEST_ID: usize = 200;
 /// A scan takes milliseconds; a caller who does not want to wait is not kept longer than this by a busy database.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -53,6 +61,8 @@ struct DequeueBody {
     capabilities: Option<Vec<String>>,
     #[serde(default)]
     wait_secs: i64,
+    max_tasks: Option<i64>,
+    request_id: Option<String>,
 }
 
 async fn dequeue(mut call: Call) -> Answer {
@@ -63,27 +73,57 @@ async fn dequeue(mut call: Call) -> Answer {
         return Err(ApiError::session_ended());
     }
     let wait = wait_of(body.wait_secs)?;
-    let capabilities = body.capabilities.map(CapabilitySet::offered).transpose()?;
+    let mut waiter = Waiter::one(agent.session);
+    waiter.capabilities = body.capabilities.map(CapabilitySet::offered).transpose()?;
+    if let Some(max_tasks) = body.max_tasks {
+        waiter.max_tasks = match usize::try_from(max_tasks) {
+            Ok(many @ 1..=MAX_TASKS) => many,
+            _ => {
+                return Err(ApiError::bad_request(format!(
+                    "max_tasks: must be a whole number from 1 to {MAX_TASKS}"
+                )));
+            }
+        };
+    }
+    if let Some(request_id) = &body.request_id {
+        check_text("request_id", request_id, MAX_REQUEST_ID)?;
+        if request_id.is_empty() {
+            return Err(crate::model::InvalidText::Empty { field: "request_id" }.into());
+        }
+        waiter.claim_id = claim_id("dequeue", request_id);
+        waiter.repeatable = true;
+    }
     if call.replica.shutdown.is_draining() {
         return Err(ApiError::unavailable("this replica stops; ask another one"));
     }
     let limit = if wait.is_zero() { SCAN_LIMIT } else { wait };
     call.wait();
-    let mut place = Matchmaker::wait(&call.replica, agent.session, capabilities, wait.is_zero());
+    let mut place = Matchmaker::wait(&call.replica, waiter, wait.is_zero());
     let answer = place.answer(limit).await;
     // Waiting is a sign of life, too.
     call.replica.heartbeats.touch(agent.session);
     match answer {
-        coordinator::Answer::Task(task_id, _) => {
-            let task = current(&call.replica, task_id).await?;
-            let reply = ok(&task);
-            place.delivered();
+        coordinator::Answer::Tasks(mut handed) => {
+            let tasks: Vec<Task> = handed.take_tasks().into_iter().map(full).collect();
+            let reply = match tasks.as_slice() {
+                [one] if body.max_tasks.is_none() => ok(one),
+                tasks => ok(&json!({"tasks": tasks})),
+            };
+            handed.delivered();
             reply
         }
         coordinator::Answer::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
         coordinator::Answer::SessionEnded => Err(ApiError::session_ended()),
         coordinator::Answer::Unavailable => Err(ApiError::database_away()),
     }
+}
+
+/// What names a request that claims, so that the same one again is answered with the same tasks.
+pub(super) fn claim_id(kind: &str, request: &str) -> Uuid {
+    let digest: [u8; 32] = Sha256::digest(format!("{kind}:{request}")).into();
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    Uuid::from_bytes(id)
 }
 
 /// How long a poll waits.
@@ -124,15 +164,18 @@ async fn status(call: Call, id: String) -> Answer {
     }
     let status: Status = body.status.parse().map_err(|e| bad_word("status", &e))?;
     let id = resolve(&call, &id).await?;
-    let state = call.replica.store.check_lease(id).await?;
-    let state = state.ok_or_else(|| ApiError::not_found("there is no such task"))?;
-    if state.execution_mode == ExecutionMode::SshCli {
-        return Err(ApiError::refused(
+    let on_a_host = || {
+        ApiError::refused(
             "illegal_transition",
             "the task runs on a host (ssh_cli); its status is not an agent's to say",
-        ));
-    }
+        )
+    };
     if status != Status::Running {
+        let state = call.replica.store.check_lease(id).await?;
+        let state = state.ok_or_else(|| ApiError::not_found("there is no such task"))?;
+        if state.execution_mode == ExecutionMode::SshCli {
+            return Err(on_a_host());
+        }
         return Err(ApiError::refused(
             "illegal_transition",
             format!(
@@ -140,16 +183,24 @@ async fn status(call: Call, id: String) -> Answer {
             ),
         ));
     }
-    if !agent.live {
-        return Err(ApiError::lease_lost());
-    }
-    let held = HeldLease { task_id: id, lease: Lease(body.lease), holder: agent.session };
-    let detail = match body.progress {
-        Some(progress) => json!({"progress": progress}),
-        None => json!({}),
+    // An ended session holds nothing; whose the task is tells the store.
+    let holder = if agent.live { agent.session } else { SessionId(Uuid::nil()) };
+    let start = Start {
+        held: HeldLease { task_id: id, lease: Lease(body.lease), holder },
+        actor: Actor::Agent(body.agent_id),
+        detail: match body.progress {
+            Some(progress) => json!({"progress": progress}),
+            None => json!({}),
+        },
+        timeout_secs: None,
     };
-    call.replica.store.start_task(&held, &Actor::Agent(body.agent_id), detail, None).await??;
-    ok(&current(&call.replica, id).await?)
+    let started = coordinator::start(&call.replica, start).await?;
+    match (started.status, started.task) {
+        (Ok(_), Some(task)) => ok(&full(task)),
+        (Ok(_), None) => Err(ApiError::internal()),
+        (Err(_), _) if started.execution_mode == Some(ExecutionMode::SshCli) => Err(on_a_host()),
+        (Err(refusal), _) => Err(refusal.into()),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -187,14 +238,12 @@ async fn release(call: Call, id: String) -> Answer {
         receipt: None,
         actor: Actor::Agent(body.agent_id),
     };
-    let backoff = call.replica.config.tasks.retry_backoff;
-    match call.replica.store.end_leases(&[end], backoff).await?.first() {
-        Some(Ended::Now(_) | Ended::Before) => {}
-        Some(Ended::Not(refusal)) => return Err((*refusal).into()),
-        None => return Err(ApiError::internal()),
+    let mut settled = settle(&call.replica, vec![end], None).await?;
+    match (settled.ended.pop(), settled.tasks.pop().flatten()) {
+        (Some(Ended::Now(_) | Ended::Before), Some(task)) => ok(&full(task)),
+        (Some(Ended::Not(refusal)), _) => Err(refusal.into()),
+        _ => Err(ApiError::internal()),
     }
-    call.replica.wake.ready();
-    ok(&current(&call.replica, id).await?)
 }
 
 #[cfg(test)]

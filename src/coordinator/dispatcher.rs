@@ -4,7 +4,10 @@
 //! **Phase 2**: what has waited undecided for longer than the grace, and no known host could ever serve, becomes
 //! `http_pull`. Both run on every replica at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Replica, runner};
 use crate::{store::StoreError, telemetry::error_chain};
@@ -14,13 +17,19 @@ const ROUNDS: u32 = 10;
 /// Between two cycles at least, so that a burst of hints is one cycle.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The loop: woken, or at most `dispatch.interval`.
+/// The loop: phase 1 when woken, both at least every `dispatch.interval`.
 pub(super) async fn run(replica: &Arc<Replica>) {
+    let mut decided: Option<Instant> = None;
     while !replica.shutdown.is_draining() {
-        if let Err(error) = cycle(replica).await {
+        let interval = replica.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.0));
+        // Phase 2 looks at what has waited for long, which no hint changes: it goes by the timer alone.
+        let phase_2 = decided.is_none_or(|at| at.elapsed() >= interval);
+        if phase_2 {
+            decided = Some(Instant::now());
+        }
+        if let Err(error) = cycle(replica, phase_2).await {
             tracing::warn!(error = %error_chain(&error), "the dispatcher could not finish its cycle");
         }
-        let interval = replica.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.0));
         tokio::select! {
             () = replica.shutdown.draining() => return,
             () = replica.wake.dispatcher() => {}
@@ -30,7 +39,7 @@ pub(super) async fn run(replica: &Arc<Replica>) {
     }
 }
 
-async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
+async fn cycle(replica: &Arc<Replica>, phase_2: bool) -> Result<(), StoreError> {
     let actor = replica.actor();
     for _ in 0..ROUNDS {
         let reachable = replica.hosts.reachable();
@@ -43,6 +52,9 @@ async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
             break;
         }
     }
+    if !phase_2 {
+        return Ok(());
+    }
     let decided =
         replica.store.decide_pull(replica.config.dispatch.undecided_grace, &actor).await?;
     if decided > 0 {
@@ -50,7 +62,7 @@ async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
             tasks = decided,
             "no known host could ever serve these tasks; they are left to pull"
         );
-        replica.wake.ready();
+        replica.wake_ready();
     }
     Ok(())
 }

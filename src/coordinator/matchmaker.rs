@@ -1,17 +1,24 @@
 //! The matchmaker: gathers the agents that wait on this replica, claims for all of them at once, and hands the rows out,
 //! only to callers that are still there. A row that nobody takes is given back at once, as if it had never been claimed.
+//!
+//! Who waits costs no query: a waiter is looked at when something may be ready for it, when its session's slot was freed,
+//! or when nothing is known of it yet. A poll is the truth behind the hints.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::sync::oneshot;
 
-use super::{Replica, Reply};
+use super::{Handed, Replica};
 use crate::{
-    model::{Actor, CapabilitySet, Lease, SessionId, TaskId},
-    store::{EndLease, HeldLease, Outcome, Waiter},
+    model::{CapabilitySet, SessionId},
+    store::{StoreError, Waiter},
     telemetry::error_chain,
 };
 
@@ -21,10 +28,10 @@ const POLL: Duration = Duration::from_secs(2);
 const CHUNK: usize = 64;
 
 /// What a waiting agent is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Answer {
-    /// This task is its, under this lease.
-    Task(TaskId, Lease),
+    /// These tasks are its.
+    Tasks(Handed),
     /// Its session has ended.
     SessionEnded,
     /// There is nothing, and it did not want to wait; or the replica stops.
@@ -35,68 +42,165 @@ pub enum Answer {
 
 #[derive(Debug)]
 struct Waiting {
-    number: u64,
     waiter: Waiter,
+    /// What it asks with, once known.
+    set: Option<CapabilitySet>,
     /// Does not want to wait beyond one scan.
     once: bool,
+    /// Is to be looked at, whatever is thought to be ready.
+    due: bool,
+    /// May not take anything now: it drains, or holds all that it may.
+    barred: bool,
     reply: oneshot::Sender<Answer>,
 }
 
-/// The agents that wait on this replica, in the order of their arrival.
 #[derive(Debug, Default)]
-pub struct Matchmaker {
-    waiting: Mutex<(u64, Vec<Waiting>)>,
+struct Queue {
+    number: u64,
+    /// In the order of their arrival.
+    waiting: BTreeMap<u64, Waiting>,
+    by_session: HashMap<SessionId, Vec<u64>>,
 }
 
-/// A place in the queue. Dropping it leaves the queue, and gives back what was handed out but never taken.
+impl Queue {
+    fn remove(&mut self, number: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&number)?;
+        let session = waiting.waiter.session;
+        if let Some(numbers) = self.by_session.get_mut(&session) {
+            numbers.retain(|n| *n != number);
+            if numbers.is_empty() {
+                self.by_session.remove(&session);
+            }
+        }
+        Some(waiting)
+    }
+}
+
+/// The agents that wait on this replica.
+#[derive(Debug, Default)]
+pub struct Matchmaker {
+    queue: Mutex<Queue>,
+    /// Something was claimed since the last poll.
+    claimed: AtomicBool,
+}
+
+/// A place in the queue. Dropping it leaves the queue; what was handed to it and never looked at goes back.
 #[derive(Debug)]
 pub struct Place {
     replica: Arc<Replica>,
     number: u64,
-    session: SessionId,
     answer: Option<oneshot::Receiver<Answer>>,
-    taken: Option<HeldLease>,
-    /// Until the reply is written.
-    reply: Option<Reply>,
 }
 
 impl Matchmaker {
     /// Queues up. With `once`, the answer is [`Answer::Nothing`] after one scan that finds nothing.
-    pub fn wait(
-        replica: &Arc<Replica>,
-        session: SessionId,
-        capabilities: Option<CapabilitySet>,
-        once: bool,
-    ) -> Place {
+    pub fn wait(replica: &Arc<Replica>, waiter: Waiter, once: bool) -> Place {
         let (reply, answer) = oneshot::channel();
+        let set = replica.store.effective(&waiter);
+        let due = once || waiter.repeatable || set.is_none();
+        let look = due || set.as_ref().is_some_and(|set| replica.store.may_have_ready(set));
         let mut queue = replica.matchmaker.lock();
-        queue.0 += 1;
-        let number = queue.0;
-        queue.1.push(Waiting { number, waiter: Waiter { session, capabilities }, once, reply });
+        queue.number += 1;
+        let number = queue.number;
+        queue.by_session.entry(waiter.session).or_default().push(number);
+        queue.waiting.insert(number, Waiting { waiter, set, once, due, barred: false, reply });
         drop(queue);
-        replica.wake.match_now();
-        Place {
-            replica: Arc::clone(replica),
-            number,
-            session,
-            answer: Some(answer),
-            taken: None,
-            reply: None,
+        if look {
+            replica.wake.match_now();
         }
+        Place { replica: Arc::clone(replica), number, answer: Some(answer) }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Vec<Waiting>)> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.lock().1.is_empty()
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self, number: u64) -> Option<Waiting> {
-        let mut queue = self.lock();
-        let place = queue.1.iter().position(|w| w.number == number)?;
-        Some(queue.1.remove(place))
+        self.lock().remove(number)
+    }
+
+    /// These sessions may take more than before. True when one of them waits here.
+    pub(super) fn freed(&self, sessions: &[SessionId]) -> bool {
+        let queue = &mut *self.lock();
+        let mut waits = false;
+        for session in sessions {
+            for number in queue.by_session.get(session).into_iter().flatten() {
+                if let Some(waiting) = queue.waiting.get_mut(number) {
+                    waiting.due = true;
+                    waiting.barred = false;
+                    waits = true;
+                }
+            }
+        }
+        waits
+    }
+
+    /// Anything may have changed.
+    pub(super) fn look_again(&self) {
+        for waiting in self.lock().waiting.values_mut() {
+            waiting.due = true;
+            waiting.barred = false;
+        }
+    }
+
+    /// Looks at those of whose sessions nothing is known any more. True when there are some.
+    pub(super) fn look_at_unknown(&self, replica: &Replica) -> bool {
+        let mut some = false;
+        for waiting in self.lock().waiting.values_mut() {
+            if replica.store.effective(&waiting.waiter).is_none() {
+                waiting.due = true;
+                some = true;
+            }
+        }
+        some
+    }
+
+    /// These sessions have ended.
+    pub(super) fn ended(&self, sessions: &[SessionId]) {
+        let queue = &mut *self.lock();
+        for session in sessions {
+            for number in queue.by_session.get(session).cloned().unwrap_or_default() {
+                if let Some(waiting) = queue.remove(number) {
+                    let _ = waiting.reply.send(Answer::SessionEnded);
+                }
+            }
+        }
+    }
+
+    /// Takes all that wait out of the queue. Numbers go on: old places must not name new waiters.
+    fn drain(&self) -> Vec<Waiting> {
+        let queue = &mut *self.lock();
+        queue.by_session.clear();
+        std::mem::take(&mut queue.waiting).into_values().collect()
+    }
+
+    /// Work was claimed, so what is remembered of the queue has to be looked after.
+    pub(super) fn has_claimed(&self) {
+        self.claimed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whom to look at now, in the order of arrival, but for those that were looked at in vain.
+    fn choose(&self, replica: &Replica, vain: &HashSet<u64>, once: bool) -> Vec<(u64, Waiter)> {
+        let queue = self.lock();
+        let mut promising: HashMap<&CapabilitySet, bool> = HashMap::new();
+        let mut chosen = Vec::new();
+        for (number, waiting) in &queue.waiting {
+            if waiting.once != once || vain.contains(number) {
+                continue;
+            }
+            let look = waiting.due
+                || !waiting.barred
+                    && waiting.set.as_ref().is_none_or(|set| {
+                        *promising.entry(set).or_insert_with(|| replica.store.may_have_ready(set))
+                    });
+            if look {
+                chosen.push((*number, waiting.waiter.clone()));
+                if chosen.len() == CHUNK {
+                    break;
+                }
+            }
+        }
+        chosen
     }
 }
 
@@ -109,161 +213,148 @@ impl Place {
             () = tokio::time::sleep(limit) => None,
             () = self.replica.shutdown.draining() => None,
         };
-        let answered = answered.unwrap_or_else(|| {
+        answered.unwrap_or_else(|| {
             // Out of the queue first: after that nothing more can be handed to this place.
             self.replica.matchmaker.remove(self.number);
             answer.try_recv().unwrap_or(Answer::Nothing)
-        });
-        if let Answer::Task(task_id, lease) = answered {
-            self.reply = Some(self.replica.replies.open(task_id, lease));
-            self.taken = Some(HeldLease { task_id, lease, holder: self.session });
-        }
-        answered
-    }
-
-    /// The reply is on its way: the claim stands.
-    pub fn delivered(mut self) {
-        self.taken = None;
+        })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.replica.matchmaker.remove(self.number);
-        if let Some(Ok(Answer::Task(task_id, lease))) =
-            self.answer.as_mut().map(oneshot::Receiver::try_recv)
-        {
-            self.taken = Some(HeldLease { task_id, lease, holder: self.session });
-        }
-        if let Some(held) = self.taken.take() {
-            let replica = Arc::clone(&self.replica);
-            self.replica.shutdown.spawn(async move { undo(&replica, vec![held]).await });
-        }
     }
 }
 
-/// The loop.
-pub(super) async fn run(replica: &Replica) {
+/// The loop that claims.
+pub(super) async fn run(replica: &Arc<Replica>) {
     while !replica.shutdown.is_draining() {
-        let pause = if replica.matchmaker.is_empty() {
-            Duration::MAX
-        } else if scan(replica).await {
-            Duration::from_millis(3)
-        } else {
-            POLL.mul_f64(rand::random_range(0.75..1.25))
-        };
+        let again = scan(replica, true).await | scan(replica, false).await;
+        let pause = if again { Duration::from_millis(3) } else { Duration::from_secs(86_400) };
         tokio::select! {
             () = replica.shutdown.draining() => {}
             () = replica.wake.matchmaker() => {}
-            () = tokio::time::sleep(pause.min(Duration::from_secs(86_400))) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
 
-/// One look for everybody that waits. True when somebody went without although there may be something.
-async fn scan(replica: &Replica) -> bool {
-    let queue: Vec<(u64, Waiter)> =
-        replica.matchmaker.lock().1.iter().map(|w| (w.number, w.waiter.clone())).collect();
-    let mut shortfall = false;
-    for chunk in queue.chunks(CHUNK) {
-        let mut tries = 0;
-        // On a shortfall again at once: the rows that were lost to others are gone, the next ones are not.
-        let mut left: Vec<(u64, Waiter)> = chunk.to_vec();
-        loop {
-            let (again, rest) = claim(replica, left).await;
-            left = rest;
-            tries += 1;
-            if !again || left.is_empty() {
-                dismiss(replica, &left);
-                break;
+/// The poll, while somebody waits or works: what no hint told, and what waits longer than it should.
+pub(super) async fn poll(replica: &Arc<Replica>) {
+    let mut pause = POLL;
+    while !replica.shutdown.sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await {
+        let sessions: Vec<SessionId> =
+            replica.matchmaker.lock().by_session.keys().copied().collect();
+        let claimed = replica.matchmaker.claimed.swap(false, Ordering::Relaxed);
+        if sessions.is_empty() && !claimed {
+            continue;
+        }
+        let begun = std::time::Instant::now();
+        if let Err(error) = look(replica, &sessions).await {
+            tracing::warn!(error = %error_chain(&error), waiting = sessions.len(), "the poll for waiting agents failed");
+            for waiting in replica.matchmaker.drain() {
+                let _ = waiting.reply.send(Answer::Unavailable);
             }
+        }
+        // A poll that is dear, because an old snapshot keeps what was taken, is made less often.
+        pause = POLL.max(begun.elapsed() * 10);
+    }
+}
+
+async fn look(replica: &Replica, sessions: &[SessionId]) -> Result<(), StoreError> {
+    let (found, pinned) = replica.store.look_below(sessions).await?;
+    let waits = replica.matchmaker.freed(&pinned);
+    let mut barred = false;
+    for waiting in replica.matchmaker.lock().waiting.values_mut().filter(|w| w.barred) {
+        waiting.due = true;
+        barred = true;
+    }
+    if found || waits || barred {
+        replica.wake.match_now();
+    }
+    Ok(())
+}
+
+/// One look for those that may find something. True when somebody went without although there may be something.
+async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
+    let mut vain = HashSet::new();
+    let mut tries = 0;
+    loop {
+        let asked = replica.matchmaker.choose(replica, &vain, once);
+        if asked.is_empty() {
+            return false;
+        }
+        // On a shortfall again at once: the rows that were lost to others are gone, the next ones are not.
+        if claim(replica, &asked, once).await {
+            tries += 1;
             if tries >= 5 {
-                shortfall = true;
-                break;
+                return true;
             }
             if tries > 1 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
+        } else {
+            vain.extend(asked.iter().map(|(number, _)| *number));
+            if once {
+                for (number, _) in &asked {
+                    answer(replica, *number, Answer::Nothing);
+                }
+            }
         }
     }
-    shortfall
 }
 
-/// Claims once, answers those that got something, returns the others, and whether to try again for them.
-async fn claim(replica: &Replica, asked: Vec<(u64, Waiter)>) -> (bool, Vec<(u64, Waiter)>) {
-    let waiters: Vec<Waiter> = asked.iter().map(|(_, w)| w.clone()).collect();
-    let claims = match replica.store.claim_for_agents(&waiters).await {
+/// Claims once, answers those that got something. True when to try again for the others.
+async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], once: bool) -> bool {
+    let waiters: Vec<Waiter> = asked.iter().map(|(_, waiter)| waiter.clone()).collect();
+    // Before the claim: what becomes due meanwhile is to be looked at again.
+    for (number, waiter) in asked {
+        if let Some(waiting) = replica.matchmaker.lock().waiting.get_mut(number) {
+            waiting.due = false;
+            waiting.set = waiting.set.take().or_else(|| replica.store.effective(waiter));
+        }
+    }
+    let mut claims = match replica.store.claim_for_agents(&waiters, once).await {
         Ok(claims) => claims,
         Err(error) => {
             tracing::warn!(error = %error_chain(&error), waiting = asked.len(), "no claim was possible for waiting agents");
-            for (number, _) in &asked {
+            for (number, _) in asked {
                 answer(replica, *number, Answer::Unavailable);
             }
-            return (false, Vec::new());
+            return false;
         }
     };
-    let mut unwanted = Vec::new();
-    let mut done: Vec<usize> = Vec::new();
-    for (place, task_id, lease) in &claims.claimed {
-        done.push(*place);
-        let (number, waiter) = &asked[*place];
-        if !answer(replica, *number, Answer::Task(*task_id, *lease)) {
-            unwanted.push(HeldLease { task_id: *task_id, lease: *lease, holder: waiter.session });
-        }
+    let served: HashSet<usize> = claims.claimed.iter().map(|claim| claim.0).collect();
+    if !served.is_empty() {
+        replica.matchmaker.has_claimed();
+    }
+    for place in served {
+        let (number, waiter) = &asked[place];
+        let handed = Handed::new(replica, waiter.session, &mut claims, place);
+        answer(replica, *number, Answer::Tasks(handed));
     }
     for place in &claims.ended {
-        done.push(*place);
         answer(replica, asked[*place].0, Answer::SessionEnded);
     }
-    if !unwanted.is_empty() {
-        undo(replica, unwanted).await;
+    for place in &claims.barred {
+        if let Some(waiting) = replica.matchmaker.lock().waiting.get_mut(&asked[*place].0) {
+            waiting.barred = true;
+        }
     }
-    let rest = asked
-        .into_iter()
-        .enumerate()
-        .filter(|(place, _)| !done.contains(place))
-        .map(|(_, waiting)| waiting)
-        .collect();
-    (claims.shortfall, rest)
-}
-
-/// Those that did not want to wait have been looked for.
-fn dismiss(replica: &Replica, left: &[(u64, Waiter)]) {
-    let mut queue = replica.matchmaker.lock();
-    let (gone, stay) = std::mem::take(&mut queue.1)
-        .into_iter()
-        .partition(|w| w.once && left.iter().any(|(number, _)| *number == w.number));
-    queue.1 = stay;
-    drop(queue);
-    for waiting in gone {
-        let _ = waiting.reply.send(Answer::Nothing);
+    if claims.shortfall {
+        for (number, _) in asked {
+            if let Some(waiting) = replica.matchmaker.lock().waiting.get_mut(number) {
+                waiting.due = !waiting.barred;
+            }
+        }
     }
+    claims.shortfall
 }
 
-/// False when the caller has gone.
-fn answer(replica: &Replica, number: u64, answer: Answer) -> bool {
-    replica.matchmaker.remove(number).is_some_and(|waiting| waiting.reply.send(answer).is_ok())
-}
-
-/// Gives claims back that never reached their callers.
-async fn undo(replica: &Replica, held: Vec<HeldLease>) {
-    let ends: Vec<EndLease> = held
-        .iter()
-        .map(|held| EndLease {
-            held: *held,
-            outcome: Outcome::Undone,
-            reason: Some("the caller had gone".to_owned()),
-            wait_secs: None,
-            receipt: None,
-            actor: Actor::Replica(replica.config.server.replica_id.clone()),
-        })
-        .collect();
-    match replica.store.end_leases(&ends, replica.config.tasks.retry_backoff).await {
-        Ok(_) => replica.wake.ready(),
-        Err(error) => tracing::error!(
-            error = %error_chain(&error),
-            tasks = held.len(),
-            "claims whose callers had gone could not be undone; they return when their leases end"
-        ),
+/// What is handed to a caller who has gone is dropped here, and so given back.
+fn answer(replica: &Replica, number: u64, answer: Answer) {
+    if let Some(waiting) = replica.matchmaker.remove(number) {
+        let _ = waiting.reply.send(answer);
     }
 }

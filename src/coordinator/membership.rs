@@ -51,7 +51,7 @@ pub(super) async fn run(replica: &Replica) {
                 if let Err(error) = join(replica).await {
                     tracing::error!(error = %error_chain(&error), "the replica could not join the fleet");
                 }
-                replica.wake.wake_all();
+                replica.wake_all();
             }
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "the replica's heartbeat was not stored");

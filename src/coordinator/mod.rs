@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`dispatcher`] | phase 1 pushes tasks to hosts; phase 2 leaves to pull what no host could ever serve |
 //! | [`matchmaker`] | claims for the agents that wait |
+//! | [`settle`], [`create`](mod@create), [`start`](mod@start), [`batch`] | no loops: writes that arrive together commit together |
+//! | [`callers`] | remembers who callers are, and looks again |
 //! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
 //! | [`hosts`] | probes the hosts |
 //! | [`reaper`] | ends silent sessions and what they held |
@@ -16,7 +18,11 @@
 //! | [`retention`] | forgets what ended long ago |
 //! | [`janitor`] | keeps partitions ahead |
 
+mod batch;
+mod callers;
+mod create;
 mod dispatcher;
+mod handed;
 mod heartbeats;
 mod hosts;
 mod janitor;
@@ -28,6 +34,8 @@ mod replies;
 mod retention;
 mod runner;
 mod scheduler;
+mod settle;
+mod start;
 mod wake;
 
 use std::{
@@ -40,9 +48,14 @@ use uuid::Uuid;
 
 pub(crate) use self::runner::prompt_of;
 pub use self::{
+    callers::Callers,
+    create::create,
+    handed::Handed,
     heartbeats::{Answer as HeartbeatAnswer, Heartbeats},
     matchmaker::{Answer, Matchmaker, Place},
     replies::{Replies, Reply},
+    settle::{Settled, settle},
+    start::start,
     wake::Wake,
 };
 use crate::{
@@ -121,6 +134,14 @@ pub struct Replica {
     pub heartbeats: Heartbeats,
     /// What is handed out right now.
     pub replies: Replies,
+    /// Who callers are.
+    pub callers: Callers,
+    /// Ends of leases that arrive together.
+    settling: batch::Batch<settle::Settle>,
+    /// Creations that arrive together.
+    creating: batch::Batch<create::Create>,
+    /// What holders say of their work at the same time.
+    starting: batch::Batch<start::Say>,
     /// When to stop.
     pub shutdown: Shutdown,
     /// A connection of its own, so that a busy pool delays no heartbeat.
@@ -162,6 +183,10 @@ impl Replica {
             matchmaker: Matchmaker::default(),
             heartbeats: Heartbeats::default(),
             replies: Replies::default(),
+            callers: Callers::default(),
+            settling: batch::Batch::default(),
+            creating: batch::Batch::default(),
+            starting: batch::Batch::default(),
             shutdown,
             pulse,
             hosts,
@@ -199,7 +224,9 @@ impl Replica {
             wake::listen,
             membership::run,
             heartbeats::run,
+            callers::run,
             matchmaker::run,
+            matchmaker::poll,
             dispatcher::run,
             hosts::run,
             runner::run,

@@ -84,7 +84,7 @@ async fn settle(replica: &Replica, ends: Vec<EndLease>) -> Result<(), StoreError
             "a lease was ended by the reaper"
         );
     }
-    replica.wake.ready();
-    replica.wake.revoked();
+    replica.wake_ready();
+    replica.wake_revoked();
     Ok(())
 }

@@ -24,7 +24,7 @@ async fn round(replica: &Replica) -> Result<(), StoreError> {
     let interned = replica.store.intern_laneless().await?;
     if promoted > 0 || freed > 0 || interned > 0 {
         tracing::debug!(promoted, freed, interned, "tasks became ready");
-        replica.wake.ready();
+        replica.wake_ready();
     }
     Ok(())
 }

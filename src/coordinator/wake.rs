@@ -2,35 +2,88 @@
 //! hint; a poll is the truth.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
 use super::Replica;
-use crate::telemetry::error_chain;
+use crate::{model::SessionId, store::ReadyPlace, telemetry::error_chain};
 
-/// What happened, as the others are told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What happened, as the others are told: words of a payload, separated by spaces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Hint {
-    /// A task is ready, or a slot is free.
-    Ready,
+    /// Something is ready, or a slot is free, or may be.
+    Anything,
     /// A lease was ended by somebody else than its holder.
     Revoked,
+    /// A task is ready in this lane and priority, from this `seq` on.
+    Ready { lane_id: i64, priority: i16, seq: i64 },
+    /// This session may take more than before.
+    Freed(SessionId),
+    /// What is remembered of this agent's credentials is not true any more.
+    Caller(String),
     /// Somebody wants to know how the hosts are.
     Probe,
 }
 
-impl Hint {
-    const fn as_str(self) -> &'static str {
+/// Bytes of a payload; NOTIFY takes 8,000. What would be longer is told in one word.
+const MAX_PAYLOAD: usize = 7_000;
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ready => "ready",
-            Self::Revoked => "revoked",
-            Self::Probe => "probe",
+            Self::Anything => f.write_str("*"),
+            Self::Revoked => f.write_str("revoked"),
+            Self::Ready { lane_id, priority, seq } => write!(f, "ready:{lane_id}:{priority}:{seq}"),
+            Self::Freed(session) => write!(f, "freed:{}", session.0.simple()),
+            Self::Caller(agent_id) => write!(f, "caller:{agent_id}"),
+            Self::Probe => f.write_str("probe"),
         }
     }
+}
+
+impl Hint {
+    /// What is unknown, of a newer replica or of plain SQL, may be anything.
+    fn parse(word: &str) -> Self {
+        let (kind, rest) = word.split_once(':').unwrap_or((word, ""));
+        let mut numbers = rest.split(':').map(str::parse::<i64>);
+        match kind {
+            "revoked" => Self::Revoked,
+            "probe" => Self::Probe,
+            "ready" => match (numbers.next(), numbers.next(), numbers.next()) {
+                (Some(Ok(lane_id)), Some(Ok(priority)), Some(Ok(seq))) => {
+                    Self::Ready { lane_id, priority: i16::try_from(priority).unwrap_or(0), seq }
+                }
+                _ => Self::Anything,
+            },
+            "freed" => match Uuid::try_parse(rest) {
+                Ok(session) => Self::Freed(SessionId(session)),
+                Err(_) => Self::Anything,
+            },
+            "caller" => Self::Caller(rest.to_owned()),
+            _ => Self::Anything,
+        }
+    }
+}
+
+/// One payload for all hints.
+fn payload(hints: &BTreeSet<Hint>) -> String {
+    let words: Vec<String> = hints.iter().map(Hint::to_string).collect();
+    let payload = words.join(" ");
+    if payload.len() <= MAX_PAYLOAD {
+        return payload;
+    }
+    // Credentials are not forgotten by a word that says only that there may be work.
+    let callers = || words.iter().filter(|word| word.starts_with("caller:"));
+    let short: Vec<&str> =
+        ["*", "revoked", "probe"].into_iter().chain(callers().map(String::as_str)).collect();
+    let short = short.join(" ");
+    if short.len() <= MAX_PAYLOAD { short } else { "* revoked probe callers".to_owned() }
 }
 
 /// Who sleeps, and what the others are yet to be told.
@@ -57,53 +110,19 @@ impl Wake {
         }
     }
 
-    /// A commit of this replica made a task ready or a slot free.
-    pub fn ready(&self) {
-        self.wake(Hint::Ready);
-        self.tell(Hint::Ready);
-    }
-
-    /// A commit of this replica ended a lease under its holder's hands.
-    pub fn revoked(&self) {
-        self.wake(Hint::Revoked);
-        self.tell(Hint::Revoked);
-    }
-
-    /// Every replica is to probe its hosts now.
-    pub fn probe(&self) {
-        self.wake(Hint::Probe);
-        self.tell(Hint::Probe);
-    }
-
-    /// Another replica, or plain SQL, said this. What is unknown wakes everybody.
-    pub(super) fn heard(&self, payload: &str) {
-        match payload {
-            "ready" => self.wake(Hint::Ready),
-            "revoked" => self.wake(Hint::Revoked),
-            "probe" => self.wake(Hint::Probe),
-            _ => self.wake_all(),
-        }
-    }
-
-    /// Something may have been missed.
-    pub(super) fn wake_all(&self) {
-        self.wake(Hint::Ready);
-        self.wake(Hint::Revoked);
-    }
-
-    /// A host has become reachable, here: nobody else needs to know.
-    pub(super) fn dispatch(&self) {
-        self.dispatcher.notify_one();
-    }
-
     /// Ends when the matchmaker has something to look at.
     pub(super) async fn matchmaker(&self) {
         self.matchmaker.notified().await;
     }
 
-    /// Wakes only the matchmaker: somebody has begun to wait.
+    /// Wakes only the matchmaker: somebody has begun to wait, or may take more.
     pub(super) fn match_now(&self) {
         self.matchmaker.notify_one();
+    }
+
+    /// A host has become reachable, here: nobody else needs to know.
+    pub(super) fn dispatch(&self) {
+        self.dispatcher.notify_one();
     }
 
     /// Ends when the dispatcher has something to look at.
@@ -121,24 +140,117 @@ impl Wake {
         self.revoked.subscribe()
     }
 
-    fn wake(&self, hint: Hint) {
-        match hint {
-            Hint::Ready => {
-                self.matchmaker.notify_one();
-                self.dispatcher.notify_one();
-            }
-            Hint::Revoked => self.revoked.send_modify(|n| *n += 1),
-            Hint::Probe => self.probers.notify_waiters(),
-        }
-    }
-
-    fn tell(&self, hint: Hint) {
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner).insert(hint);
+    fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner).extend(hints);
         self.sender.notify_one();
     }
 
     fn take_outgoing(&self) -> BTreeSet<Hint> {
         std::mem::take(&mut self.outgoing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Replica {
+    /// A commit of this replica made a task ready or a slot free; nobody says which.
+    pub fn wake_ready(&self) {
+        self.act_on(&Hint::Anything);
+        self.wake.tell([Hint::Anything]);
+    }
+
+    /// A commit of this replica made these tasks ready.
+    pub fn wake_ready_at(&self, places: &[ReadyPlace]) {
+        if places.is_empty() {
+            return;
+        }
+        // The first of each lane and priority says it for those behind it.
+        let mut firsts: BTreeMap<(i64, i16), i64> = BTreeMap::new();
+        for place in places {
+            let first = firsts.entry((place.lane_id, place.priority)).or_insert(place.seq);
+            *first = place.seq.min(*first);
+        }
+        let hints: Vec<Hint> = firsts
+            .into_iter()
+            .map(|((lane_id, priority), seq)| Hint::Ready { lane_id, priority, seq })
+            .collect();
+        hints.iter().for_each(|hint| self.act_on(hint));
+        self.wake.tell(hints);
+    }
+
+    /// A commit of this replica ended leases of these sessions: they may take more than before.
+    pub fn wake_freed(&self, sessions: &[SessionId]) {
+        for session in sessions {
+            self.act_on(&Hint::Freed(*session));
+        }
+        self.wake.tell(sessions.iter().copied().map(Hint::Freed));
+    }
+
+    /// A commit of this replica ended a lease under its holder's hands.
+    pub fn wake_revoked(&self) {
+        self.act_on(&Hint::Revoked);
+        self.wake.tell([Hint::Revoked]);
+    }
+
+    /// A commit of this replica changed who this agent is: its token, or its session. Here it is forgotten at once; the
+    /// others are told, and look by themselves within seconds.
+    pub fn forget_caller(&self, agent_id: &str) {
+        self.act_on(&Hint::Caller(agent_id.to_owned()));
+        self.wake.tell([Hint::Caller(agent_id.to_owned())]);
+    }
+
+    /// Every replica is to probe its hosts now.
+    pub fn wake_probers(&self) {
+        self.act_on(&Hint::Probe);
+        self.wake.tell([Hint::Probe]);
+    }
+
+    /// Something may have been missed.
+    pub(super) fn wake_all(&self) {
+        self.callers.forget_all();
+        self.act_on(&Hint::Anything);
+        self.act_on(&Hint::Revoked);
+    }
+
+    fn act_on(&self, hint: &Hint) {
+        match hint {
+            Hint::Anything => {
+                self.store.ready_somewhere();
+                self.matchmaker.look_again();
+                self.wake.match_now();
+                self.wake.dispatch();
+            }
+            Hint::Revoked => self.wake.revoked.send_modify(|n| *n += 1),
+            Hint::Ready { lane_id, priority, seq } => {
+                let place = ReadyPlace { lane_id: *lane_id, priority: *priority, seq: *seq };
+                self.store.ready_at(&[place]);
+                self.wake.match_now();
+                self.wake.dispatch();
+            }
+            Hint::Freed(session) => {
+                if self.matchmaker.freed(&[*session]) {
+                    self.wake.match_now();
+                }
+            }
+            Hint::Caller(agent_id) => {
+                self.callers.forget(agent_id);
+                self.store.forget_agent(agent_id);
+                // Polls of a session that has ended are told.
+                if self.matchmaker.look_at_unknown(self) {
+                    self.wake.match_now();
+                }
+            }
+            Hint::Probe => self.wake.probers.notify_waiters(),
+        }
+    }
+
+    /// Another replica, or plain SQL, said this.
+    fn heard(&self, payload: &str) {
+        for word in payload.split(' ') {
+            if word == "callers" {
+                self.callers.forget_all();
+            } else {
+                self.act_on(&Hint::parse(word));
+            }
+        }
     }
 }
 
@@ -150,11 +262,10 @@ pub(super) async fn send(replica: &Replica) {
             () = replica.shutdown.triggered() => break,
             () = replica.wake.sender.notified() => {}
         }
-        for hint in replica.wake.take_outgoing() {
-            if let Err(error) = replica.store.notify(hint.as_str()).await {
-                // The others have their poll.
-                tracing::debug!(error = %error_chain(&error), "the other replicas could not be woken");
-            }
+        let payload = payload(&replica.wake.take_outgoing());
+        if let Err(error) = replica.store.notify(&payload).await {
+            // The others have their poll.
+            tracing::debug!(error = %error_chain(&error), "the other replicas could not be woken");
         }
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
@@ -168,12 +279,12 @@ pub(super) async fn listen(replica: &Replica) {
             Ok(mut listener) => {
                 replica.set_listening(Ok(()));
                 pause = Duration::from_millis(100);
-                replica.wake.wake_all();
+                replica.wake_all();
                 let error = loop {
                     tokio::select! {
                         () = replica.shutdown.triggered() => return,
                         heard = listener.next() => match heard {
-                            Ok(payload) => replica.wake.heard(&payload),
+                            Ok(payload) => replica.heard(&payload),
                             Err(error) => break error,
                         },
                     }
@@ -189,5 +300,37 @@ pub(super) async fn listen(replica: &Replica) {
             return;
         }
         pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_travel_and_what_is_unknown_is_anything() {
+        let hints = [
+            Hint::Anything,
+            Hint::Revoked,
+            Hint::Ready { lane_id: 7, priority: 3, seq: 99 },
+            Hint::Freed(SessionId(Uuid::from_u128(5))),
+            Hint::Caller("a.b-c_1".to_owned()),
+            Hint::Probe,
+        ];
+        for hint in hints {
+            assert_eq!(Hint::parse(&hint.to_string()), hint);
+        }
+        for word in ["", "ready", "ready:1:x:2", "freed:?", "what is this"] {
+            assert_eq!(Hint::parse(word), Hint::Anything, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_payload_that_would_be_long_says_it_in_one_word() {
+        let many = |n: u128| (0..n).map(|n| Hint::Freed(SessionId(Uuid::from_u128(n))));
+        let hints: BTreeSet<Hint> = many(10).collect();
+        assert_eq!(payload(&hints).split(' ').count(), 10);
+        let hints: BTreeSet<Hint> = many(1_000).chain([Hint::Caller("gone".to_owned())]).collect();
+        assert_eq!(payload(&hints), "* revoked probe caller:gone");
     }
 }

@@ -1,6 +1,6 @@
 //! Agents: registration, tokens, drain, removal.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -12,9 +12,9 @@ use super::{
     error::retry,
     rows::{get, word},
     statement::{
-        BEGIN_SESSION, CHECK_SESSIONS, DELETE_AGENT, END_SESSIONS_OF, FIND_AGENT_BY_TOKEN,
-        FIND_AGENT_SESSION, LIST_AGENTS, LOCK_AGENT, LOCK_AGENT_SESSION, RESUME_LEASES,
-        SET_AGENT_DRAINED, UPSERT_AGENT, USE_TOKEN,
+        BEGIN_SESSION, CHECK_CALLERS, CHECK_SESSIONS, DELETE_AGENT, END_SESSIONS_OF,
+        FIND_AGENT_BY_TOKEN, FIND_AGENT_SESSION, LIST_AGENTS, LOCK_AGENT, LOCK_AGENT_SESSION,
+        RESUME_LEASES, SET_AGENT_DRAINED, UPSERT_AGENT, USE_TOKEN,
     },
 };
 use crate::model::{Actor, Agent, AgentId, AgentStatus, CapabilitySet, Lease, SessionId, TaskId};
@@ -80,6 +80,15 @@ pub struct TokenOwner {
     pub agent: AgentSession,
     /// False for the token before, which may only register.
     pub current: bool,
+}
+
+/// By what a caller is known.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CallerKey {
+    /// The digest of an agent's token.
+    Token([u8; 32]),
+    /// The name of the agent that somebody acts for who may act for any.
+    Agent(String),
 }
 
 /// What a list of agents is narrowed to.
@@ -256,8 +265,10 @@ impl Store {
     }
 
     /// Whose token this is. The first use of a new token ends the one before.
-    pub async fn find_agent_by_token(&self, token: &str) -> Result<Option<TokenOwner>, StoreError> {
-        let digest = token_digest(token);
+    pub async fn find_agent_by_token(
+        &self,
+        digest: &[u8; 32],
+    ) -> Result<Option<TokenOwner>, StoreError> {
         let client = self.client().await?;
         let Some(row) = FIND_AGENT_BY_TOKEN.row(&client, &[&&digest[..]]).await? else {
             return Ok(None);
@@ -276,6 +287,33 @@ impl Store {
     ) -> Result<Option<AgentSession>, StoreError> {
         let client = self.client().await?;
         FIND_AGENT_SESSION.row(&client, &[&agent_id]).await?.as_ref().map(agent_session).transpose()
+    }
+
+    /// Who these callers are now; those that are nobody are left out.
+    pub async fn check_callers(
+        &self,
+        keys: &[CallerKey],
+    ) -> Result<HashMap<CallerKey, TokenOwner>, StoreError> {
+        let mut digests: Vec<&[u8]> = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
+        for key in keys {
+            match key {
+                CallerKey::Token(digest) => digests.push(digest),
+                CallerKey::Agent(agent_id) => names.push(agent_id),
+            }
+        }
+        let client = self.client().await?;
+        let rows = CHECK_CALLERS.rows(&client, &[&digests, &names]).await?;
+        let mut found = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let key = match get::<Option<&[u8]>>(row, "digest").map(TryInto::try_into) {
+                Some(Ok(digest)) => CallerKey::Token(digest),
+                _ => CallerKey::Agent(get::<Option<String>>(row, "named").unwrap_or_default()),
+            };
+            let owner = TokenOwner { agent: agent_session(row)?, current: get(row, "current") };
+            found.insert(key, owner);
+        }
+        Ok(found)
     }
 
     /// A page of agents by id.

@@ -49,6 +49,9 @@ pub(super) trait GenericClient: Sync {
         statement: &Statement,
         params: Params<'_>,
     ) -> impl Future<Output = Result<u64, Error>> + Send;
+
+    /// Has a statement ready, where it is prepared at all.
+    fn prepare(&self, statement: &Statement) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
 macro_rules! run {
@@ -75,6 +78,13 @@ impl GenericClient for Client {
     async fn execute(&self, statement: &Statement, params: Params<'_>) -> Result<u64, Error> {
         run!(self.object, self.types.as_deref(), statement, params, execute, execute_typed)
     }
+
+    async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
+        if self.types.is_none() {
+            self.object.prepare_cached(statement.text).await?;
+        }
+        Ok(())
+    }
 }
 
 impl GenericClient for Transaction<'_> {
@@ -84,6 +94,13 @@ impl GenericClient for Transaction<'_> {
 
     async fn execute(&self, statement: &Statement, params: Params<'_>) -> Result<u64, Error> {
         run!(self.inner, self.types, statement, params, execute, execute_typed)
+    }
+
+    async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
+        if self.types.is_none() {
+            self.inner.prepare_cached(statement.text).await?;
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,10 @@ pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit};
 use super::{
     StoreError,
     client::{self, Client, Types},
+    ledger::Ledger,
+    ready::Ready,
     servers::{Servers, drive},
+    work::Crowd,
 };
 use crate::config::Database;
 
@@ -25,6 +28,16 @@ const SETTINGS: &[(&str, &str)] = &[
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "30s"),
     ("client_connection_check_interval", "5s"),
+];
+
+/// What every session of ours had better have. Lost in a pooler it costs time only.
+const PREFERENCES: &[(&str, &str)] = &[
+    // The trigger on fleet.tasks is for plain SQL; a replica tells the others itself.
+    ("agent_fleet.tells", "itself"),
+    // Every statement that runs often has its index. A plan that was made while a table was small must not read all of it
+    // when it has grown; nor is such a plan, dear as it then looks, worth compiling.
+    ("enable_seqscan", "off"),
+    ("jit", "off"),
 ];
 
 /// A connection that nobody has used for this long is asked for a sign of life before it is handed out.
@@ -40,6 +53,9 @@ pub struct Store {
     direct: Servers,
     /// There is a pooler, so that nothing may be prepared under a name; once they are known, the types of parameters.
     unnamed: Option<Arc<OnceCell<Arc<Types>>>>,
+    ready: Arc<Ready>,
+    ledger: Arc<Ledger>,
+    crowd: Arc<Crowd>,
 }
 
 impl Store {
@@ -50,10 +66,11 @@ impl Store {
         })?;
         let pooler = database.listen_url.as_ref().filter(|listen_url| *listen_url != url);
         // Poolers refuse connection options, or drop them: there the role must have them.
-        let settings: &[_] = if pooler.is_some() { &[] } else { SETTINGS };
-        let servers = Servers::new(url, settings, replica_id)?;
+        let settings = [SETTINGS, PREFERENCES].concat();
+        let sent: &[_] = if pooler.is_some() { &[] } else { &settings };
+        let servers = Servers::new(url, sent, replica_id)?;
         let direct = match pooler {
-            Some(listen_url) => Servers::new(listen_url, SETTINGS, replica_id)?,
+            Some(listen_url) => Servers::new(listen_url, &settings, replica_id)?,
             None => servers.clone(),
         };
         let manager = Manager::from_connect(
@@ -72,7 +89,14 @@ impl Store {
             .pre_recycle(distrust())
             .build()
             .map_err(|e| StoreError::Address { reason: e.to_string() })?;
-        Ok(Self { pool, direct, unnamed: pooler.map(|_| Arc::default()) })
+        Ok(Self {
+            pool,
+            direct,
+            unnamed: pooler.map(|_| Arc::default()),
+            ready: Arc::default(),
+            ledger: Arc::new(Ledger::new()),
+            crowd: Arc::default(),
+        })
     }
 
     /// A connection of the pool.
@@ -88,6 +112,21 @@ impl Store {
             )),
         };
         Ok(Client::new(self.pool.get().await?, types))
+    }
+
+    /// Where ready tasks are, as far as this process knows.
+    pub(super) fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Who holds what, as far as this process knows.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How many others seem to claim, too.
+    pub(super) fn crowd(&self) -> &Crowd {
+        &self.crowd
     }
 
     /// How to connect past a pooler.

@@ -283,7 +283,7 @@ async fn create_task<C: GenericClient>(
         .await?
         .pop()
         .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
-    match create::insert(client, &[Identified::new(id, &task)], &actor).await?.pop() {
+    match create::insert(client, &[Identified::new(id, &task, &actor)]).await?.ids.pop() {
         Some(task_id) => Ok(IssueOutcome {
             result: DeliveryResult::Created,
             task_id: Some(task_id),

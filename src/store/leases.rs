@@ -10,11 +10,11 @@ use super::{
     issues,
     rows::{get, word},
     statement::{
-        CHECK_LEASE, END_LEASES, FIND_RECEIPT, LIST_EXPIRED_LEASES, LIST_LOST_LEASES,
-        LIST_PENDING_ISSUES, LIST_SESSION_LEASES, START_TASK,
+        CHECK_LEASE, END_LEASES, FIND_RECEIPT, GET_TASKS, LIST_EXPIRED_LEASES, LIST_LOST_LEASES,
+        LIST_PENDING_ISSUES, LIST_SESSION_LEASES, Params, START_TASK,
     },
 };
-use crate::model::{Actor, ExecutionMode, Lease, Receipt, SessionId, Status, TaskId};
+use crate::model::{Actor, ExecutionMode, Lease, Receipt, SessionId, Status, Task, TaskId};
 
 /// What fences a holder's write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,6 +85,30 @@ pub enum Ended {
     Not(Refusal),
 }
 
+/// A holder says that it works.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Under which lease.
+    pub held: HeldLease,
+    /// Who says so.
+    pub actor: Actor,
+    /// Detail of the event.
+    pub detail: serde_json::Value,
+    /// A new time limit from now, in seconds.
+    pub timeout_secs: Option<i32>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Started {
+    /// How the task stands now, or why nothing was done.
+    pub status: Result<Status, Refusal>,
+    /// Its mode, if it exists.
+    pub execution_mode: Option<ExecutionMode>,
+    /// The task, if it was to be shown.
+    pub task: Option<Task>,
+}
+
 /// Why a holder's write did nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -118,6 +142,110 @@ impl LeaseState {
     }
 }
 
+/// The statement that ends leases, with its parameters.
+pub(super) struct Ending<'a> {
+    ends: &'a [EndLease],
+    tasks: Vec<Uuid>,
+    leases: Vec<i64>,
+    holders: Vec<Uuid>,
+    outcomes: Vec<&'static str>,
+    reasons: Vec<Option<&'a str>>,
+    waits: Vec<Option<i32>>,
+    receipts: Vec<Option<serde_json::Value>>,
+    hashes: Vec<Option<Vec<u8>>>,
+    actors: Vec<String>,
+    pull_requests: Vec<Option<&'a str>>,
+    backoff: f64,
+}
+
+impl<'a> Ending<'a> {
+    pub(super) fn new(ends: &'a [EndLease], backoff: std::time::Duration) -> Self {
+        let receipts: Vec<Option<serde_json::Value>> = ends
+            .iter()
+            .map(|e| e.receipt.as_ref().map(|r| serde_json::to_value(r).unwrap_or_default()))
+            .collect();
+        Self {
+            ends,
+            tasks: ends.iter().map(|e| e.held.task_id.0).collect(),
+            leases: ends.iter().map(|e| e.held.lease.0).collect(),
+            holders: ends.iter().map(|e| e.held.holder.0).collect(),
+            outcomes: ends.iter().map(|e| e.outcome.as_str()).collect(),
+            reasons: ends.iter().map(|e| e.reason.as_deref()).collect(),
+            waits: ends.iter().map(|e| e.wait_secs).collect(),
+            hashes: receipts.iter().map(|r| r.as_ref().map(receipt_hash)).collect(),
+            receipts,
+            actors: ends.iter().map(|e| e.actor.to_string()).collect(),
+            pull_requests: ends
+                .iter()
+                .map(|e| e.receipt.as_ref().and_then(Receipt::pull_request))
+                .collect(),
+            backoff: backoff.as_secs_f64(),
+        }
+    }
+
+    /// Runs the statement; nothing when no lease is to end.
+    pub(super) async fn rows<C: GenericClient>(
+        &self,
+        client: &C,
+    ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
+        if self.ends.is_empty() {
+            return Ok(Vec::new());
+        }
+        END_LEASES
+            .rows(
+                client,
+                &[
+                    &self.tasks,
+                    &self.leases,
+                    &self.holders,
+                    &self.outcomes,
+                    &self.reasons,
+                    &self.waits,
+                    &self.receipts,
+                    &self.hashes,
+                    &self.actors,
+                    &self.pull_requests,
+                    &self.backoff,
+                ],
+            )
+            .await
+    }
+
+    /// What its rows mean, in the order of the ends. Applies newer states of issues that waited, and looks for receipts
+    /// that were stored before.
+    pub(super) async fn outcomes<C: GenericClient>(
+        &self,
+        client: &C,
+        rows: &[tokio_postgres::Row],
+    ) -> Result<Vec<Ended>, StoreError> {
+        let mut by_place: Vec<Option<&tokio_postgres::Row>> = vec![None; self.ends.len()];
+        let mut from_forge: Vec<Uuid> = Vec::new();
+        for row in rows {
+            let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
+            if get::<bool>(row, "applied") && get::<&str>(row, "source") == "forgejo" {
+                from_forge.extend(self.tasks.get(place));
+            }
+            if let Some(slot) = by_place.get_mut(place) {
+                *slot = Some(row);
+            }
+        }
+        if !from_forge.is_empty() {
+            for row in LIST_PENDING_ISSUES.rows(client, &[&from_forge]).await? {
+                issues::apply(client, get(&row, "key")).await?;
+            }
+        }
+        let mut ended = Vec::with_capacity(self.ends.len());
+        for ((end, hash), row) in self.ends.iter().zip(&self.hashes).zip(by_place) {
+            ended.push(match row {
+                Some(row) if get::<bool>(row, "applied") => Ended::Now(word(row, "to_status")?),
+                Some(_) => refused(client, end, hash.as_deref()).await?,
+                None => Ended::Not(Refusal::Missing),
+            });
+        }
+        Ok(ended)
+    }
+}
+
 /// The canonical bytes of a receipt, to recognise it when it is sent again.
 fn receipt_hash(receipt: &serde_json::Value) -> Vec<u8> {
     Sha256::digest(receipt.to_string()).to_vec()
@@ -142,63 +270,23 @@ impl Store {
         ends: &[EndLease],
         backoff: std::time::Duration,
     ) -> Result<Vec<Ended>, StoreError> {
-        let tasks: Vec<Uuid> = ends.iter().map(|e| e.held.task_id.0).collect();
-        let leases: Vec<i64> = ends.iter().map(|e| e.held.lease.0).collect();
-        let holders: Vec<Uuid> = ends.iter().map(|e| e.held.holder.0).collect();
-        let outcomes: Vec<&str> = ends.iter().map(|e| e.outcome.as_str()).collect();
-        let reasons: Vec<Option<&str>> = ends.iter().map(|e| e.reason.as_deref()).collect();
-        let waits: Vec<Option<i32>> = ends.iter().map(|e| e.wait_secs).collect();
-        let receipts: Vec<Option<serde_json::Value>> = ends
-            .iter()
-            .map(|e| e.receipt.as_ref().map(|r| serde_json::to_value(r).unwrap_or_default()))
-            .collect();
-        let hashes: Vec<Option<Vec<u8>>> =
-            receipts.iter().map(|r| r.as_ref().map(receipt_hash)).collect();
-        let actors: Vec<String> = ends.iter().map(|e| e.actor.to_string()).collect();
-
+        let ending = Ending::new(ends, backoff);
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
-        let rows = END_LEASES
-            .rows(
-                &tx,
-                &[
-                    &tasks,
-                    &leases,
-                    &holders,
-                    &outcomes,
-                    &reasons,
-                    &waits,
-                    &receipts,
-                    &hashes,
-                    &actors,
-                    &backoff.as_secs_f64(),
-                ],
-            )
-            .await?;
-        let from_forge: Vec<Uuid> = rows
-            .iter()
-            .filter(|r| get::<Option<&str>>(r, "source") == Some("forgejo"))
-            .map(|r| get(r, "task_id"))
-            .collect();
-        if !from_forge.is_empty() {
-            for row in LIST_PENDING_ISSUES.rows(&tx, &[&from_forge]).await? {
-                issues::apply(&tx, get(&row, "key")).await?;
+        let rows = ending.rows(&tx).await?;
+        let ended = ending.outcomes(&tx, &rows).await?;
+        commit(tx).await?;
+        self.remember_ends(ends, &ended);
+        Ok(ended)
+    }
+
+    /// So many slots are free again.
+    pub(super) fn remember_ends(&self, ends: &[EndLease], ended: &[Ended]) {
+        for (end, ended) in ends.iter().zip(ended) {
+            if matches!(ended, Ended::Now(_)) {
+                self.ledger().ended(end.held.holder, end.held.task_id, end.held.lease);
             }
         }
-
-        let mut ended = Vec::with_capacity(ends.len());
-        for (end, hash) in ends.iter().zip(&hashes) {
-            let row = rows.iter().find(|r| get::<Uuid>(r, "task_id") == end.held.task_id.0);
-            ended.push(match row {
-                Some(row) if get::<bool>(row, "applied") => Ended::Now(word(row, "to_status")?),
-                Some(row) if get::<Option<&str>>(row, "old_status").is_some() => {
-                    refused(&tx, end, hash.as_deref()).await?
-                }
-                _ => Ended::Not(Refusal::Missing),
-            });
-        }
-        commit(tx).await?;
-        Ok(ended)
     }
 
     /// The holder works: `assigned` becomes `running`. `timeout_secs` sets a new deadline from now. `Ok` with the state
@@ -210,30 +298,59 @@ impl Store {
         detail: serde_json::Value,
         timeout_secs: Option<i32>,
     ) -> Result<Result<Status, Refusal>, StoreError> {
-        retry!(
+        let start = Start { held: *held, actor: actor.clone(), detail, timeout_secs };
+        let started = self.start_tasks(&[start], false).await?.pop();
+        Ok(started.map_or(Err(Refusal::Missing), |started| started.status))
+    }
+
+    /// The same for many, each task once, in one statement; answers in order, with the tasks if they are to be shown.
+    pub async fn start_tasks(
+        &self,
+        starts: &[Start],
+        show: bool,
+    ) -> Result<Vec<Started>, StoreError> {
+        retry!(self.start_once(starts, show).await)
+    }
+
+    async fn start_once(&self, starts: &[Start], show: bool) -> Result<Vec<Started>, StoreError> {
+        let tasks: Vec<Uuid> = starts.iter().map(|s| s.held.task_id.0).collect();
+        let ids: Vec<TaskId> = starts.iter().map(|s| s.held.task_id).collect();
+        let leases: Vec<i64> = starts.iter().map(|s| s.held.lease.0).collect();
+        let holders: Vec<Uuid> = starts.iter().map(|s| s.held.holder.0).collect();
+        let actors: Vec<String> = starts.iter().map(|s| s.actor.to_string()).collect();
+        let details: Vec<&serde_json::Value> = starts.iter().map(|s| &s.detail).collect();
+        let limits: Vec<Option<i32>> = starts.iter().map(|s| s.timeout_secs).collect();
+        let client = self.client().await?;
+        START_TASK.prepare(&client).await?;
+        GET_TASKS.prepare(&client).await?;
+        let starting: Params<'_> = &[&tasks, &leases, &holders, &actors, &details, &limits];
+        let (rows, shown) = tokio::try_join!(
+            biased;
+            START_TASK.rows(&client, starting),
             async {
-                let client = self.client().await?;
-                let row = START_TASK
-                    .row(
-                        &client,
-                        &[
-                            &held.task_id.0,
-                            &held.lease.0,
-                            &held.holder.0,
-                            &actor.to_string(),
-                            &detail,
-                            &timeout_secs,
-                        ],
-                    )
-                    .await?;
-                match row {
-                    None => Ok(Err(Refusal::Missing)),
-                    Some(row) if get(&row, "applied") => Ok(Ok(word(&row, "status")?)),
-                    Some(_) => Ok(Err(Refusal::LeaseLost)),
-                }
+                if show { super::tasks::show(&client, &ids).await } else { Ok(Vec::new()) }
+            },
+        )?;
+        let mut started: Vec<Started> = starts
+            .iter()
+            .map(|_| Started { status: Err(Refusal::Missing), execution_mode: None, task: None })
+            .collect();
+        for row in &rows {
+            let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
+            let Some(slot) = started.get_mut(place) else { continue };
+            slot.execution_mode = Some(word(row, "execution_mode")?);
+            slot.status = if get(row, "applied") {
+                Ok(word(row, "status")?)
+            } else {
+                Err(Refusal::LeaseLost)
+            };
+        }
+        for task in shown {
+            if let Some(place) = ids.iter().position(|id| *id == task.task_id) {
+                started[place].task = Some(task);
             }
-            .await
-        )
+        }
+        Ok(started)
     }
 
     /// How a task stands; `None` when there is none.

@@ -17,11 +17,13 @@ mod hosts;
 mod issues;
 mod lanes;
 mod leases;
+mod ledger;
 mod listener;
 mod logs;
 mod loops;
 mod migrations;
 mod operator;
+mod ready;
 mod retention;
 mod rows;
 mod runs;
@@ -29,27 +31,31 @@ mod servers;
 mod sessions;
 mod statement;
 mod tasks;
+mod work;
 
 pub(crate) use agents::token_digest;
 pub use agents::{
-    AgentFilter, AgentSession, Credential, RegisterRefused, Registered, Registration, TokenOwner,
+    AgentFilter, AgentSession, CallerKey, Credential, RegisterRefused, Registered, Registration,
+    TokenOwner,
 };
-pub use claims::{PullClaims, PushClaim, Waiter};
+pub use claims::PushClaim;
 pub use connection::Store;
-pub use create::{Created, NewTask};
+pub use create::{Created, Creation, NewRequest, NewTask};
 pub use definitions::{function_names, view_names};
 pub use error::StoreError;
 pub use events::EventPlace;
 pub use heartbeats::{AgentBeat, Heard};
 pub use hosts::{HostFilter, HostListing, HostProbe, ListedHost};
 pub use issues::{DeliveryResult, IssueDefaults, IssueDelivery, IssueOutcome};
-pub use leases::{EndLease, Ended, HeldLease, LeaseState, Outcome, Refusal};
+pub use leases::{EndLease, Ended, HeldLease, LeaseState, Outcome, Refusal, Start, Started};
 pub use listener::Listener;
 pub use logs::{Appended, LogChunk, LogPage};
 pub use migrations::{Migrated, migration_names};
 pub use operator::{OperatorRefusal, Target, TargetKind};
+pub use ready::ReadyPlace;
 pub use retention::{OldPartitions, PurgeStep};
 pub use runs::{KnownRun, NewRun, TakenOver};
 pub use sessions::SilentSession;
 pub use statement::{STATEMENTS, Statement};
 pub use tasks::TaskFilter;
+pub use work::{PullClaims, Waiter, Worked};

@@ -36,12 +36,13 @@ statements! {
     BEAT_REPLICA "beat_replica"
     BEGIN_SESSION "begin_session"
     CANCEL_TASK "cancel_task"
+    CHECK_CALLERS "check_callers"
     CHECK_HOST_ID "check_host_id"
     CHECK_LEASE "check_lease"
     CHECK_PARTITIONS "check_partitions"
     CHECK_SESSIONS "check_sessions"
     CLAIM_PULL_1_LOCK "claim_pull_1_lock"
-    CLAIM_PULL_2_COUNT "claim_pull_2_count"
+    CLAIM_PULL_2_HELD "claim_pull_2_held"
     CLAIM_PULL_2_PINNED "claim_pull_2_pinned"
     CLAIM_PULL_2_READY "claim_pull_2_ready"
     CLAIM_PULL_3_TAKE "claim_pull_3_take"
@@ -58,6 +59,7 @@ statements! {
     DELETE_OLD_KEYS "delete_old_keys"
     DELETE_OLD_NOTICES "delete_old_notices"
     DELETE_OLD_SESSIONS "delete_old_sessions"
+    DESCRIBE_SESSIONS "describe_sessions"
     END_LEASES "end_leases"
     END_SESSION "end_session"
     END_SESSIONS_OF "end_sessions_of"
@@ -71,6 +73,7 @@ statements! {
     FIND_IDEMPOTENCY_KEY "find_idempotency_key"
     FIND_ISSUE_HASH "find_issue_hash"
     FIND_LOG_LEASE "find_log_lease"
+    FIND_READY_BELOW "find_ready_below"
     FIND_RECEIPT "find_receipt"
     FIND_TARGET "find_target"
     FIND_TASK "find_task"
@@ -88,6 +91,7 @@ statements! {
     LIST_EXPIRED_LEASES "list_expired_leases"
     LIST_HOSTS "list_hosts"
     LIST_LANELESS_SETS "list_laneless_sets"
+    LIST_LANES "list_lanes"
     LIST_LOST_LEASES "list_lost_leases"
     LIST_MIGRATIONS "list_migrations"
     LIST_OLD_PARTITIONS "list_old_partitions"
@@ -164,6 +168,13 @@ impl Statement {
             "statement"
         );
         result.map_err(|source| StoreError::Statement { statement: self.name, source })
+    }
+
+    /// Has it ready on a connection, so that statements sent together arrive in the order in which they were sent.
+    pub(super) async fn prepare<C: GenericClient>(&self, client: &C) -> Result<(), StoreError> {
+        in_time(client.prepare(self))
+            .await?
+            .map_err(|source| StoreError::Statement { statement: self.name, source })
     }
 
     /// Runs it for at most one row.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    connection::{begin_snapshot, commit},
+    connection::{GenericClient, begin_snapshot, commit},
     rows,
     rows::get,
     statement::{
@@ -78,16 +78,7 @@ impl Store {
 
     /// Tasks in full, in the order of `ids`; those that do not exist are left out.
     pub async fn get_tasks(&self, ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
-        let client = self.client().await?;
-        let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        let mut tasks = GET_TASKS
-            .rows(&client, &[&uuids])
-            .await?
-            .iter()
-            .map(rows::task)
-            .collect::<Result<Vec<_>, _>>()?;
-        tasks.sort_by_key(|task| ids.iter().position(|id| *id == task.task_id));
-        Ok(tasks)
+        show(&self.client().await?, ids).await
     }
 
     /// A page of tasks, newest first, without their text.
@@ -134,6 +125,18 @@ impl Store {
         let client = self.client().await?;
         LIST_TASK_EVENTS.rows(&client, &[&id.0]).await?.iter().map(rows::event).collect()
     }
+}
+
+/// Tasks in full, in the order of `ids`; those that do not exist are left out.
+pub(super) async fn show<C: GenericClient>(
+    client: &C,
+    ids: &[TaskId],
+) -> Result<Vec<Task>, StoreError> {
+    let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let rows = GET_TASKS.rows(client, &[&uuids]).await?;
+    let tasks = rows.iter().map(rows::task).collect::<Result<Vec<_>, _>>()?;
+    let mut tasks: HashMap<TaskId, Task> = tasks.into_iter().map(|t| (t.task_id, t)).collect();
+    Ok(ids.iter().filter_map(|id| tasks.remove(id)).collect())
 }
 
 fn receipt(row: &Row) -> Result<StoredReceipt, StoreError> {

@@ -105,9 +105,13 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     assert!(!draining.is_finished());
     claim.commit().await.unwrap();
     assert!(draining.await.unwrap());
-    // A claim whose first statement saw the agent as it was before counts it as full.
-    let held = statement(&db, "claim_pull_2_count", &[&vec![session.0]]).await;
-    assert!(held[0] >= 1_000_000, "{held:?}");
+    // A claim whose first statement saw the agent as it was before takes nothing for it.
+    let take = STATEMENTS.iter().find(|s| s.name == "claim_pull_3_take").unwrap().text;
+    let task: uuid::Uuid = db.rows("select task_id from fleet.tasks limit 1", &[]).await[0].get(0);
+    let (tasks, sessions, agents) = (vec![task], vec![session.0], vec!["a"]);
+    let claimer = uuid::Uuid::now_v7();
+    let taken = db.rows(take, &[&tasks, &sessions, &agents, &sessions, &claimer, &sessions]).await;
+    assert!(taken.is_empty(), "{taken:?}");
     assert!(pull(&store, session).await.is_none());
     assert!(store.set_agent_drained("a", false).await.unwrap());
     assert!(pull(&store, session).await.is_some());

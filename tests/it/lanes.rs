@@ -5,7 +5,7 @@ use agent_fleet::model::ExecutionMode as Mode;
 use crate::support::{
     db::Db,
     eventually,
-    fleet::{agent, create, host, operator, pull, push, replica, task},
+    fleet::{agent, create, create_all, host, pull, push, replica, task},
     node::Node,
 };
 
@@ -54,7 +54,7 @@ async fn a_lane_is_committed_before_the_tasks_that_refer_to_it() {
         capabilities: vec!["agent:second".into()],
         ..keyed("another")
     };
-    let refused = store.create_tasks(&[other], None, &operator()).await.unwrap();
+    let refused = create_all(&store, vec![other]).await;
     assert!(matches!(refused, agent_fleet::store::Created::Conflict { .. }));
     assert_eq!(db.count("select count(*) from fleet.lanes").await, 2);
     assert_eq!(db.count("select count(*) from fleet.tasks where lane_id is null").await, 0);

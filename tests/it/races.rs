@@ -21,7 +21,9 @@ use crate::{
     support::{
         db::Db,
         eventually,
-        fleet::{agent, complete, create, end, host, operator, pull, push, replica, task},
+        fleet::{
+            agent, complete, create, create_all, end, host, operator, pull, push, replica, task,
+        },
         node::Node,
     },
 };
@@ -211,7 +213,7 @@ async fn rage(store: Store, me: usize, tasks: Arc<Vec<TaskId>>) {
                 if me % 2 == 1 {
                     new.reverse();
                 }
-                store.create_tasks(&new, None, &operator()).await.unwrap();
+                create_all(&store, new).await;
             }
         }
     }

@@ -55,15 +55,26 @@ async fn stale_backlog() -> Db {
 #[tokio::test]
 async fn claims_use_their_partial_index_with_stale_statistics() {
     let db = stale_backlog().await;
-    for (name, index) in
-        [("claim_pull_2_ready", "tasks_ready_pull"), ("claim_push_2_ready", "tasks_ready_push")]
-    {
-        let plan = plan(&db, name, r#"'[["agent:001", "agent:002"]]', 10"#).await;
+    let ranges = "array[1, 1], array[2, 3], array[1, 1], array[0, 0]";
+    for (name, index, values) in [
+        ("claim_pull_2_ready", "tasks_ready_pull", format!("{ranges}, 10")),
+        ("find_ready_below", "tasks_ready_pull", "array[2], array[1], array[99]".to_owned()),
+        (
+            "claim_push_2_ready",
+            "tasks_ready_push",
+            r#"'[["agent:001", "agent:002"]]', 10"#.to_owned(),
+        ),
+    ] {
+        let plan = plan(&db, name, &values).await;
         assert!(plan.contains(&format!("using {index}")), "{name}:\n{plan}");
         assert!(!plan.contains("Seq Scan on tasks"), "{name}:\n{plan}");
     }
     for (name, values) in [
-        ("claim_pull_3_take", "array[gen_random_uuid()], array[gen_random_uuid()], array['a']"),
+        (
+            "claim_pull_3_take",
+            "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()], \
+             gen_random_uuid(), array[gen_random_uuid()]",
+        ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
     ] {
         let plan = plan(&db, name, values).await;
@@ -73,7 +84,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
         );
     }
     for (name, values) in [
-        ("claim_pull_2_count", "array[gen_random_uuid()]"),
+        ("claim_pull_2_held", "array[gen_random_uuid()]"),
         ("claim_pull_2_pinned", "array['a'], 1"),
         ("claim_push_2_count", "array[1]"),
         ("claim_push_2_pinned", "array['h'], 1"),
@@ -92,12 +103,17 @@ async fn holder_writes_find_their_row_by_primary_key() {
     let db = stale_backlog().await;
     let id = "gen_random_uuid()";
     for (name, values) in [
-        ("start_task", format!("{id}, 1, {id}, 'a', '{{}}', null")),
+        (
+            "start_task",
+            format!(
+                "array[{id}], array[1], array[{id}], array['a'], array['{{}}'::jsonb], array[null::integer]"
+            ),
+        ),
         (
             "end_leases",
             format!(
                 "array[{id}], array[1], array[{id}], array['lost'], array['x'], array[0], array[null::jsonb], \
-                 array[null::bytea], array['a'], 1"
+                 array[null::bytea], array['a'], array[null], 1"
             ),
         ),
         ("lock_lease", id.to_owned()),
@@ -131,9 +147,12 @@ async fn a_claim_behind_a_foreign_backlog_reads_few_pages() {
     .await;
     let statement = STATEMENTS.iter().find(|s| s.name == "claim_pull_2_ready").unwrap();
     db.execute(&format!("prepare counted as {}", statement.text)).await;
-    let rows = db
-        .rows(r#"explain (analyze, buffers, format json) execute counted('[["agent:mine", "agent:too"]]', 1)"#, &[])
-        .await;
+    let lanes = "select array_agg(lane_id)::text from fleet.lanes where capabilities[1] in ('agent:mine', 'agent:too')";
+    let lanes: String = db.rows(lanes, &[]).await[0].get(0);
+    let explain = format!(
+        "explain (analyze, buffers, format json) execute counted(array[1, 1], '{lanes}', array[1, 1], array[0, 0], 1)"
+    );
+    let rows = db.rows(&explain, &[]).await;
     let plan: serde_json::Value = rows[0].get(0);
     let plan = &plan[0]["Plan"];
     let pages =

@@ -5,6 +5,7 @@ use std::time::Duration;
 use agent_fleet::{
     coordinator::{Answer, Matchmaker},
     model::SessionId,
+    store::Waiter,
 };
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -39,21 +40,25 @@ async fn a_place_that_is_dropped_gives_back_what_was_handed_to_it() {
     let id = node.create("t", &[]).await;
 
     // Handed out, never looked at.
-    let place = Matchmaker::wait(&node.replica, gone, None, false);
+    let place = Matchmaker::wait(&node.replica, Waiter::one(gone), false);
     node.until(&id, "assigned").await;
     drop(place);
     is_as_before(&node, &id, 1).await;
 
     // Looked at, never written to the caller.
-    let mut place = Matchmaker::wait(&node.replica, gone, None, false);
-    assert!(matches!(place.answer(Duration::from_secs(10)).await, Answer::Task(..)));
-    drop(place);
+    let mut place = Matchmaker::wait(&node.replica, Waiter::one(gone), false);
+    let Answer::Tasks(handed) = place.answer(Duration::from_secs(10)).await else {
+        panic!("it had nothing")
+    };
+    drop(handed);
     is_as_before(&node, &id, 2).await;
 
     // Written.
-    let mut place = Matchmaker::wait(&node.replica, gone, None, false);
-    assert!(matches!(place.answer(Duration::from_secs(10)).await, Answer::Task(..)));
-    place.delivered();
+    let mut place = Matchmaker::wait(&node.replica, Waiter::one(gone), false);
+    let Answer::Tasks(handed) = place.answer(Duration::from_secs(10)).await else {
+        panic!("it had nothing")
+    };
+    handed.delivered();
     let task = node.task(&id).await;
     assert_eq!((&task["status"], &task["attempt"]), (&json!("assigned"), &json!(1)));
     db.check_history().await;

@@ -217,6 +217,6 @@ async fn end_lease(replica: &Replica, end: EndLease) -> Result<Ended, StoreError
     let backoff = replica.config.tasks.retry_backoff;
     let ended =
         until_stored!(replica, replica.store.end_leases(std::slice::from_ref(&end), backoff))?;
-    replica.wake.ready();
+    replica.wake_ready();
     Ok(ended.into_iter().next().unwrap_or(Ended::Before))
 }

@@ -9,7 +9,7 @@ use agent_fleet::{
         ReceiptStatus, SessionId, Source, TaskId,
     },
     store::{
-        Created, Credential, EndLease, Ended, HeldLease, HostListing, NewTask, Outcome,
+        Created, Credential, EndLease, Ended, HeldLease, HostListing, NewRequest, NewTask, Outcome,
         Registration, Store, Waiter,
     },
 };
@@ -50,10 +50,16 @@ pub(crate) fn task(labels: &[&str], execution_mode: ExecutionMode) -> NewTask {
 
 /// Creates `count` of them.
 pub(crate) async fn create(store: &Store, task: NewTask, count: usize) -> Vec<TaskId> {
-    match store.create_tasks(&vec![task; count], None, &operator()).await.unwrap() {
+    match create_all(store, vec![task; count]).await {
         Created::New(ids) => ids,
         other => panic!("{other:?}"),
     }
+}
+
+/// One request for these.
+pub(crate) async fn create_all(store: &Store, tasks: Vec<NewTask>) -> Created {
+    let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
+    store.create_tasks(&request).await.unwrap().outcome
 }
 
 /// Registers an agent; its session. What it held is lost, as the API has it.
@@ -115,8 +121,7 @@ pub(crate) async fn replica(
 
 /// One claim for one agent.
 pub(crate) async fn pull(store: &Store, session: SessionId) -> Option<HeldLease> {
-    let claims =
-        store.claim_for_agents(&[Waiter { session, capabilities: None }]).await.unwrap().claimed;
+    let claims = store.claim_for_agents(&[Waiter::one(session)], true).await.unwrap().claimed;
     let (_, task_id, lease) = claims.first()?;
     Some(HeldLease { task_id: *task_id, lease: *lease, holder: session })
 }

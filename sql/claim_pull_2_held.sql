@@ -1,0 +1,9 @@
+-- Purpose: the claim by dequeue, second statement: what the locked sessions hold, and under which request they got it.
+--          Its snapshot is younger than their locks, so it is exact. Asked only for sessions that another process has
+--          claimed for since this one did.
+-- Locks:   none.
+-- Index:   tasks_held.
+-- $1 uuid[]: locked sessions.
+select t.holder, t.task_id, t.lease, t.claim_id
+  from fleet.tasks t
+ where t.host_agent_id is null and t.holder = any ($1::uuid[])

@@ -1,0 +1,252 @@
+//! Writes that arrive together commit together: a commit costs the same for one as for fifty.
+//!
+//! What arrives while nothing is under way is done at once; while batches are under way, the next one gathers. Of items
+//! that are about the same thing (a task, a key, a session) one is in hand at a time, and they take turns in the order of
+//! their arrival. A batch that the database refuses is done again item by item, so that one bad item hurts nobody else.
+//! Each caller is answered after its commit, with what came of its own item.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+use super::Replica;
+use crate::{store::StoreError, telemetry::error_chain};
+
+/// Batches under way at once: while one waits for its commit, another keeps the database busy.
+const UNDER_WAY: usize = 2;
+
+/// Something that can be done together with others of its kind.
+pub(super) trait Shared: Send + Sync + Sized + 'static {
+    /// What two items must not touch at the same time.
+    type Key: Hash + Eq + Clone + Send + Sync + 'static;
+    /// What came of one item.
+    type Reply: Send + 'static;
+    /// The size of a batch, as the sum of its items' sizes.
+    const MOST: usize;
+
+    /// What the item touches.
+    fn keys(&self) -> Vec<Self::Key>;
+
+    /// How much it counts.
+    fn size(&self) -> usize {
+        1
+    }
+
+    /// Does all of them, or none; one reply each, in order.
+    fn carry_out(
+        replica: &Arc<Replica>,
+        items: &[Self],
+    ) -> impl Future<Output = Result<Vec<Self::Reply>, StoreError>> + Send;
+}
+
+type Answered<I> = Result<<I as Shared>::Reply, Arc<StoreError>>;
+
+struct Waiting<I: Shared> {
+    item: I,
+    keys: Vec<I::Key>,
+    reply: oneshot::Sender<Answered<I>>,
+}
+
+struct State<I: Shared> {
+    waiting: VecDeque<Waiting<I>>,
+    in_hand: HashSet<I::Key>,
+    under_way: usize,
+}
+
+/// The items of one kind that wait, and those in hand.
+pub(super) struct Batch<I: Shared> {
+    state: Mutex<State<I>>,
+}
+
+impl<I: Shared> std::fmt::Debug for Batch<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("waiting", &self.lock().waiting.len()).finish()
+    }
+}
+
+impl<I: Shared> Default for Batch<I> {
+    fn default() -> Self {
+        let state = State { waiting: VecDeque::new(), in_hand: HashSet::new(), under_way: 0 };
+        Self { state: Mutex::new(state) }
+    }
+}
+
+impl<I: Shared> Batch<I> {
+    fn lock(&self) -> MutexGuard<'_, State<I>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an item. True when a batch has to be begun for it.
+    fn push(&self, item: I, reply: oneshot::Sender<Answered<I>>) -> bool {
+        let mut state = self.lock();
+        let keys = item.keys();
+        state.waiting.push_back(Waiting { item, keys, reply });
+        let begin = state.under_way < UNDER_WAY;
+        if begin {
+            state.under_way += 1;
+        }
+        begin
+    }
+
+    /// The next batch; `None` when nothing can be taken in hand now, which ends the turn of who asked.
+    fn next(&self) -> Option<Vec<Waiting<I>>> {
+        let state = &mut *self.lock();
+        let mut blocked = state.in_hand.clone();
+        let mut batch: Vec<Waiting<I>> = Vec::new();
+        let mut passed = VecDeque::new();
+        let mut size = 0;
+        while let Some(waiting) = state.waiting.pop_front() {
+            let free = waiting.keys.iter().all(|key| !blocked.contains(key));
+            // What is passed over blocks what comes after it: turns are taken in the order of arrival.
+            blocked.extend(waiting.keys.iter().cloned());
+            let fits = batch.is_empty() || size + waiting.item.size() <= I::MOST;
+            if free && fits {
+                size += waiting.item.size();
+                batch.push(waiting);
+            } else {
+                passed.push_back(waiting);
+            }
+            if size >= I::MOST {
+                break;
+            }
+        }
+        passed.append(&mut state.waiting);
+        state.waiting = passed;
+        if batch.is_empty() {
+            state.under_way -= 1;
+            return None;
+        }
+        state.in_hand.extend(batch.iter().flat_map(|w| w.keys.iter().cloned()));
+        Some(batch)
+    }
+
+    fn release(&self, keys: &[I::Key]) {
+        let mut state = self.lock();
+        for key in keys {
+            state.in_hand.remove(key);
+        }
+    }
+
+    /// Does an item together with others, and answers once it is committed. Once begun it is carried out, also when nobody
+    /// waits for the answer any more.
+    pub(super) async fn submit(
+        replica: &Arc<Replica>,
+        of: fn(&Replica) -> &Self,
+        item: I,
+    ) -> Answered<I> {
+        let (reply, answer) = oneshot::channel();
+        if of(replica).push(item, reply) {
+            let own = Arc::clone(replica);
+            replica.shutdown.spawn(async move {
+                // Whoever is just arriving comes along.
+                tokio::task::yield_now().await;
+                while let Some(batch) = of(&own).next() {
+                    let keys: Vec<I::Key> = batch.iter().flat_map(|w| w.keys.clone()).collect();
+                    // In a task of its own, so that a panic ends neither the turn nor the keys that it holds.
+                    let replica = Arc::clone(&own);
+                    let done = tokio::spawn(async move { carry_out(&replica, batch).await });
+                    if done.await.is_err() {
+                        tracing::error!("a batch panicked");
+                    }
+                    of(&own).release(&keys);
+                }
+            });
+        }
+        answer.await.unwrap_or_else(|_| {
+            let what = "what became of this batch";
+            Err(Arc::new(StoreError::Unknown { what: what.to_owned() }))
+        })
+    }
+}
+
+async fn carry_out<I: Shared>(replica: &Arc<Replica>, batch: Vec<Waiting<I>>) {
+    let (items, replies): (Vec<I>, Vec<_>) = batch.into_iter().map(|w| (w.item, w.reply)).unzip();
+    match I::carry_out(replica, &items).await {
+        Ok(done) => {
+            for (reply, done) in replies.into_iter().zip(done) {
+                // What nobody waits for any more is dropped, which undoes what has to be undone.
+                let _ = reply.send(Ok(done));
+            }
+        }
+        Err(error) if items.len() > 1 && !error.is_unavailable() => {
+            tracing::warn!(error = %error_chain(&error), items = items.len(), "a batch failed; its items are done one by one");
+            for (item, reply) in items.iter().zip(replies) {
+                let done = I::carry_out(replica, std::slice::from_ref(item)).await;
+                let done = done.map_err(Arc::new).and_then(|mut done| {
+                    done.pop().ok_or_else(|| {
+                        Arc::new(StoreError::Unknown { what: "no answer".to_owned() })
+                    })
+                });
+                let _ = reply.send(done);
+            }
+        }
+        Err(error) => {
+            let error = Arc::new(error);
+            for reply in replies {
+                let _ = reply.send(Err(Arc::clone(&error)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Item(&'static [&'static str], usize);
+
+    impl Shared for Item {
+        type Key = &'static str;
+        type Reply = ();
+        const MOST: usize = 3;
+
+        fn keys(&self) -> Vec<Self::Key> {
+            self.0.to_vec()
+        }
+
+        fn size(&self) -> usize {
+            self.1
+        }
+
+        async fn carry_out(_: &Arc<Replica>, items: &[Self]) -> Result<Vec<()>, StoreError> {
+            Ok(vec![(); items.len()])
+        }
+    }
+
+    fn keys(batch: Option<Vec<Waiting<Item>>>) -> Vec<&'static str> {
+        batch.into_iter().flatten().flat_map(|w| w.keys).collect()
+    }
+
+    fn push(queue: &Batch<Item>, keys: &'static [&'static str], size: usize) -> bool {
+        queue.push(Item(keys, size), oneshot::channel().0)
+    }
+
+    #[test]
+    fn items_about_one_thing_take_turns_in_the_order_of_their_arrival() {
+        let queue = Batch::default();
+        assert!(push(&queue, &["a"], 1));
+        assert!(push(&queue, &["a", "b"], 1));
+        assert!(!push(&queue, &["b"], 1), "two batches are under way");
+        assert!(!push(&queue, &["c"], 1));
+        assert_eq!(keys(queue.next()), ["a", "c"], "b waits behind the one that waits for a");
+        assert_eq!(keys(queue.next()), [""; 0], "all that is left is in hand or waits for it");
+        queue.release(&["a", "c"]);
+        assert_eq!(keys(queue.next()), ["a", "b"]);
+        queue.release(&["a", "b"]);
+        assert_eq!(keys(queue.next()), ["b"]);
+    }
+
+    #[test]
+    fn a_batch_has_its_size_and_what_is_larger_goes_alone() {
+        let queue = Batch::default();
+        push(&queue, &["a"], 2);
+        push(&queue, &["big"], 9);
+        push(&queue, &["b"], 1);
+        assert_eq!(keys(queue.next()), ["a", "b"]);
+        assert_eq!(keys(queue.next()), ["big"]);
+    }
+}

@@ -1,0 +1,156 @@
+//! The ends of leases: receipts, releases and undone claims that arrive together commit together, and with each receipt,
+//! when its agent wants it, the claim of the next task.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use uuid::Uuid;
+
+use super::{
+    Handed, Replica,
+    batch::{Batch, Shared},
+};
+use crate::{
+    model::{Actor, SessionId, Status, Task, TaskId},
+    store::{EndLease, Ended, HeldLease, Outcome, StoreError, Waiter},
+    telemetry::error_chain,
+};
+
+/// Leases that end together, and who wants work after it.
+#[derive(Debug)]
+pub(super) struct Settle {
+    ends: Vec<EndLease>,
+    next: Option<Waiter>,
+}
+
+/// What came of them.
+#[derive(Debug)]
+pub struct Settled {
+    /// Of each, in order.
+    pub ended: Vec<Ended>,
+    /// The tasks whose leases have ended, as they are now.
+    pub tasks: Vec<Option<Task>>,
+    /// What the agent is to do next.
+    pub next: Option<Handed>,
+}
+
+/// Ends leases, each task once, all in one transaction; with `next`, whoever asks gets work in the same transaction, if
+/// there is any.
+pub async fn settle(
+    replica: &Arc<Replica>,
+    ends: Vec<EndLease>,
+    next: Option<Waiter>,
+) -> Result<Settled, Arc<StoreError>> {
+    Batch::submit(replica, |replica| &replica.settling, Settle { ends, next }).await
+}
+
+impl Shared for Settle {
+    type Key = Uuid;
+    type Reply = Settled;
+    const MOST: usize = 100;
+
+    fn keys(&self) -> Vec<Uuid> {
+        let tasks = self.ends.iter().map(|end| end.held.task_id.0);
+        tasks.chain(self.next.iter().map(|waiter| waiter.session.0)).collect()
+    }
+
+    fn size(&self) -> usize {
+        self.ends.len().max(1)
+    }
+
+    async fn carry_out(replica: &Arc<Replica>, items: &[Self]) -> Result<Vec<Settled>, StoreError> {
+        let ends: Vec<EndLease> = items.iter().flat_map(|item| item.ends.iter().cloned()).collect();
+        let waiters: Vec<Waiter> = items.iter().filter_map(|item| item.next.clone()).collect();
+        let backoff = replica.config.tasks.retry_backoff;
+        let mut worked = replica.store.work(&ends, backoff, &waiters).await?;
+        let mut taken: HashMap<SessionId, usize> = HashMap::new();
+        for (place, ..) in &worked.claims.claimed {
+            *taken.entry(waiters[*place].session).or_default() += 1;
+        }
+        if !taken.is_empty() {
+            replica.matchmaker.has_claimed();
+        }
+        wake(replica, &ends, &worked.ended, taken);
+
+        let mut ended = worked.ended.drain(..);
+        let mut place = 0;
+        let claims = &mut worked.claims;
+        // What was given back here may have been claimed here.
+        let claimed: HashSet<TaskId> = claims.claimed.iter().map(|claim| claim.1).collect();
+        Ok(items
+            .iter()
+            .map(|item| Settled {
+                ended: ended.by_ref().take(item.ends.len()).collect(),
+                tasks: item
+                    .ends
+                    .iter()
+                    .map(|end| match end.held.task_id {
+                        id if claimed.contains(&id) => claims.tasks.get(&id).cloned(),
+                        id => claims.tasks.remove(&id),
+                    })
+                    .collect(),
+                next: item.next.as_ref().map(|waiter| {
+                    let handed = Handed::new(replica, waiter.session, claims, place);
+                    place += 1;
+                    handed
+                }),
+            })
+            .collect())
+    }
+}
+
+/// A slot is free, or a task is back in the queue. A slot that is freed and taken in one commit is no news.
+fn wake(
+    replica: &Replica,
+    ends: &[EndLease],
+    ended: &[Ended],
+    mut taken: HashMap<SessionId, usize>,
+) {
+    let now = || {
+        ends.iter().zip(ended).filter_map(|(end, ended)| match ended {
+            Ended::Now(status) => Some((end, *status)),
+            Ended::Before | Ended::Not(_) => None,
+        })
+    };
+    if now().any(|(_, status)| matches!(status, Status::Created | Status::Assigned)) {
+        replica.wake_ready();
+    } else {
+        let mut is_free = |holder: &SessionId| match taken.get_mut(holder) {
+            Some(left @ 1..) => {
+                *left -= 1;
+                false
+            }
+            _ => true,
+        };
+        let holders = now().map(|(end, _)| end.held.holder);
+        let freed: Vec<SessionId> = holders.filter(|holder| is_free(holder)).collect();
+        if !freed.is_empty() {
+            replica.wake_freed(&freed);
+        }
+    }
+}
+
+/// Gives claims back that never reached their callers.
+pub(super) async fn undo(replica: &Arc<Replica>, held: Vec<HeldLease>) {
+    let tasks = held.len();
+    let ends = held
+        .into_iter()
+        .map(|held| EndLease {
+            held,
+            outcome: Outcome::Undone,
+            reason: Some("the caller had gone".to_owned()),
+            wait_secs: None,
+            receipt: None,
+            actor: Actor::Replica(replica.config.server.replica_id.clone()),
+        })
+        .collect();
+    if let Err(error) = settle(replica, ends, None).await {
+        tracing::error!(
+            error = %error_chain(&*error),
+            tasks,
+            "claims whose callers had gone could not be undone; they return when their leases end"
+        );
+    }
+}

@@ -1,0 +1,698 @@
+//! What agents do to the queue: leases end and tasks are claimed, for all that ask at once, in one transaction.
+//!
+//! The first statement locks the sessions that want work; later ones, whose snapshots are younger than those locks, say
+//! what they hold, so that a limit is exact over all replicas. Candidates are read without locks, matched in memory, and
+//! only what is going to be taken is locked. Only what the last statement returns has been taken. What does not need
+//! another's answer is sent together.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{
+    EndLease, Ended, Store, StoreError,
+    claims::{ROUNDS, begins_at, depth},
+    connection::{GenericClient, begin, commit},
+    error::retry,
+    leases::Ending,
+    ledger::{Claimed, Registered},
+    ready::{self, Candidate},
+    rows::{self, get},
+    statement::{
+        CHECK_SESSIONS, CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED,
+        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS, Params,
+    },
+};
+use crate::model::{CapabilitySet, Lease, SessionId, Task, TaskId};
+
+/// An agent that waits for work.
+#[derive(Debug, Clone)]
+pub struct Waiter {
+    /// The session under which it asks.
+    pub session: SessionId,
+    /// What it asks with, if less than what it registered.
+    pub capabilities: Option<CapabilitySet>,
+    /// How many tasks it takes at most.
+    pub max_tasks: usize,
+    /// Names the request: the same one again is answered with the same tasks while they are leased.
+    pub claim_id: Uuid,
+    /// The agent named the request, so it may have been answered before.
+    pub repeatable: bool,
+}
+
+impl Waiter {
+    /// One that takes one task with all that it registered.
+    pub fn one(session: SessionId) -> Self {
+        Self {
+            session,
+            capabilities: None,
+            max_tasks: 1,
+            claim_id: Uuid::now_v7(),
+            repeatable: false,
+        }
+    }
+}
+
+/// What came of a claim for waiting agents.
+#[derive(Debug, Default)]
+pub struct PullClaims {
+    /// `(place in the request, task, lease)`.
+    pub claimed: Vec<(usize, TaskId, Lease)>,
+    /// The tasks, as they are now.
+    pub tasks: HashMap<TaskId, Task>,
+    /// Places of those whose request had been answered before, with the same tasks.
+    pub repeated: Vec<usize>,
+    /// Places of those whose session has ended.
+    pub ended: Vec<usize>,
+    /// Places of those that may not take anything now: they drain, or hold all that they may.
+    pub barred: Vec<usize>,
+    /// True when somebody went without although there may be something: scan again soon.
+    pub shortfall: bool,
+}
+
+/// What came of leases that end and agents that want work.
+#[derive(Debug, Default)]
+pub struct Worked {
+    /// What came of each end, in order.
+    pub ended: Vec<Ended>,
+    /// What came of each waiter, and the tasks of both.
+    pub claims: PullClaims,
+}
+
+/// At most this many tasks are taken in one transaction.
+const TASKS: usize = 500;
+/// At most so many processes are thought to claim from the same lanes at one moment.
+const CROWD: usize = 16;
+
+/// How many processes seem to claim from the same lanes at this moment: learnt from rows that were lost to others.
+#[derive(Debug)]
+pub(super) struct Crowd(AtomicUsize);
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Self(AtomicUsize::new(1))
+    }
+}
+
+impl Crowd {
+    fn size(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn learn(&self, lost: bool) {
+        let size = self.size();
+        let next = if lost { (size * 2).min(CROWD) } else { size.saturating_sub(1).max(1) };
+        self.0.store(next, Ordering::Relaxed);
+    }
+}
+
+/// What may be claimed by whom, read without locks.
+#[derive(Debug, Default)]
+struct Candidates {
+    by_set: Vec<Vec<Candidate>>,
+    pinned: HashMap<String, Vec<TaskId>>,
+}
+
+/// Who asks, by what was registered: distinct sets of capabilities, and which one each waiter has.
+struct Asking {
+    sets: Vec<CapabilitySet>,
+    /// For each waiter its set, and what its session registered; `None` for a session that is unknown.
+    waiters: Vec<Option<(usize, Registered)>>,
+    wanted: usize,
+}
+
+/// A task for a waiter.
+#[derive(Debug, PartialEq, Eq)]
+struct Pair {
+    place: usize,
+    task_id: TaskId,
+}
+
+impl Asking {
+    fn agents(&self) -> Vec<&str> {
+        let mut agents: Vec<&str> =
+            self.waiters.iter().flatten().map(|(_, r)| r.agent_id.as_str()).collect();
+        agents.sort_unstable();
+        agents.dedup();
+        agents
+    }
+
+    /// Gives each waiter what it may have: `rooms` says how much each session has room for, `gone` what has been given or
+    /// lost before. First come, first served, pins first; a set's candidates from `skip` on.
+    fn assign(
+        &self,
+        waiters: &[Waiter],
+        candidates: &Candidates,
+        rooms: &mut HashMap<SessionId, usize>,
+        served: &HashSet<usize>,
+        gone: &mut HashSet<TaskId>,
+        skip: impl Fn(&[Candidate], usize) -> usize,
+    ) -> Vec<Pair> {
+        let mut wanted = vec![0; self.sets.len()];
+        for (place, (waiter, asking)) in waiters.iter().zip(&self.waiters).enumerate() {
+            if let Some((set, _)) = asking
+                && !served.contains(&place)
+            {
+                let room = rooms.get(&waiter.session).copied().unwrap_or(0);
+                wanted[*set] += waiter.max_tasks.min(room);
+            }
+        }
+        let mut queues: Vec<_> = candidates
+            .by_set
+            .iter()
+            .zip(wanted)
+            .map(|(all, wanted)| {
+                let left: Vec<Candidate> =
+                    all.iter().filter(|c| !gone.contains(&c.task_id)).copied().collect();
+                let skip = skip(&left, wanted);
+                left.into_iter().skip(skip)
+            })
+            .collect();
+        let mut pairs = Vec::new();
+        for (place, (waiter, asking)) in waiters.iter().zip(&self.waiters).enumerate() {
+            let Some((set, registered)) = asking else { continue };
+            let Some(room) = rooms.get_mut(&waiter.session) else { continue };
+            if served.contains(&place) {
+                continue;
+            }
+            let pinned = candidates.pinned.get(&registered.agent_id);
+            let pinned = pinned.into_iter().flatten().copied();
+            let ready = queues.get_mut(*set).into_iter().flatten().map(|c| c.task_id);
+            let mut left = waiter.max_tasks.min(*room).min(TASKS - pairs.len());
+            let mut offered = pinned.chain(ready);
+            while left > 0
+                && let Some(task_id) = offered.next()
+            {
+                if gone.insert(task_id) {
+                    pairs.push(Pair { place, task_id });
+                    *room -= 1;
+                    left -= 1;
+                }
+            }
+        }
+        pairs
+    }
+}
+
+impl Store {
+    /// Claims for agents that wait, first come first served; takes `created` tasks in mode `http_pull` or `undecided`, and
+    /// those pinned to the agent, pinned first. `in_full` looks everywhere, not only where something may be by what this
+    /// process remembers. Without anything to take, nothing is locked.
+    pub async fn claim_for_agents(
+        &self,
+        waiters: &[Waiter],
+        in_full: bool,
+    ) -> Result<PullClaims, StoreError> {
+        retry!(self.claim_once(waiters, in_full).await)
+    }
+
+    async fn claim_once(
+        &self,
+        waiters: &[Waiter],
+        in_full: bool,
+    ) -> Result<PullClaims, StoreError> {
+        let client = self.client().await?;
+        let asking = self.asking(&client, waiters).await?;
+        if in_full || !self.ready().knows_lanes() {
+            self.read_lanes(&client).await?;
+        }
+        let candidates = self.candidates(&client, &asking, in_full, 0, 0).await?;
+        drop(client);
+        // Those that would get something, and those that may have something already.
+        let mut rooms = waiters.iter().map(|w| (w.session, usize::MAX)).collect();
+        let pairs = asking.assign(
+            waiters,
+            &candidates,
+            &mut rooms,
+            &HashSet::new(),
+            &mut HashSet::new(),
+            |_, _| 0,
+        );
+        let fed: HashSet<usize> = pairs.iter().map(|pair| pair.place).collect();
+        let (places, chosen): (Vec<usize>, Vec<Waiter>) = waiters
+            .iter()
+            .enumerate()
+            .filter(|(place, waiter)| {
+                fed.contains(place) || waiter.repeatable || asking.waiters[*place].is_none()
+            })
+            .map(|(place, waiter)| (place, waiter.clone()))
+            .unzip();
+        if chosen.is_empty() {
+            return Ok(PullClaims::default());
+        }
+        let mut claims =
+            self.work_once(&[], Duration::ZERO, &chosen, Some(candidates)).await?.claims;
+        for claim in &mut claims.claimed {
+            claim.0 = places[claim.0];
+        }
+        for list in [&mut claims.repeated, &mut claims.ended, &mut claims.barred] {
+            list.iter_mut().for_each(|place| *place = places[*place]);
+        }
+        // Who was passed over for a candidate that went to nobody.
+        claims.shortfall |= !claims.barred.is_empty() && places.len() < waiters.len();
+        Ok(claims)
+    }
+
+    /// Leases end, and agents get work, in one transaction; a task may be named once. `backoff` is the wait before the first
+    /// retry. Answers with the tasks of both.
+    pub async fn work(
+        &self,
+        ends: &[EndLease],
+        backoff: Duration,
+        waiters: &[Waiter],
+    ) -> Result<Worked, StoreError> {
+        retry!(self.work_once(ends, backoff, waiters, None).await)
+    }
+
+    async fn work_once(
+        &self,
+        ends: &[EndLease],
+        backoff: Duration,
+        waiters: &[Waiter],
+        candidates: Option<Candidates>,
+    ) -> Result<Worked, StoreError> {
+        let result = self.work_in_one(ends, backoff, waiters, candidates).await;
+        if result.is_err() {
+            self.ledger().doubt(waiters.iter().map(|w| w.session));
+        }
+        result
+    }
+
+    async fn work_in_one(
+        &self,
+        ends: &[EndLease],
+        backoff: Duration,
+        waiters: &[Waiter],
+        candidates: Option<Candidates>,
+    ) -> Result<Worked, StoreError> {
+        let mut client = self.client().await?;
+        for statement in [
+            CLAIM_PULL_1_LOCK,
+            END_LEASES,
+            CLAIM_PULL_2_HELD,
+            CLAIM_PULL_2_PINNED,
+            CLAIM_PULL_2_READY,
+            CLAIM_PULL_3_TAKE,
+            GET_TASKS,
+        ] {
+            statement.prepare(&client).await?;
+        }
+        let asking = self.asking(&client, waiters).await?;
+        if !waiters.is_empty() && !self.ready().knows_lanes() {
+            self.read_lanes(&client).await?;
+        }
+        let mut sessions: Vec<Uuid> = waiters.iter().map(|w| w.session.0).collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        let ending = Ending::new(ends, backoff);
+        let ending_tasks: Vec<Uuid> = ends.iter().map(|end| end.held.task_id.0).collect();
+
+        let tx = begin(&mut client).await?;
+        // One round trip, in this order: sessions are locked first.
+        let (locked, ended, shown, candidates) = tokio::try_join!(
+            biased;
+            async {
+                if sessions.is_empty() { Ok(Vec::new()) } else { CLAIM_PULL_1_LOCK.rows(&tx, &[&sessions]).await }
+            },
+            ending.rows(&tx),
+            async {
+                if ends.is_empty() { Ok(Vec::new()) } else { GET_TASKS.rows(&tx, &[&ending_tasks]).await }
+            },
+            async {
+                match candidates {
+                    Some(candidates) => Ok(candidates),
+                    None => self.candidates(&tx, &asking, false, 0, 0).await,
+                }
+            },
+        )?;
+        let mut worked = Worked { ended: ending.outcomes(&tx, &ended).await?, ..Worked::default() };
+        show(&mut worked.claims.tasks, &shown)?;
+        if ended.iter().any(|row| get::<&str>(row, "source") == "forgejo") {
+            // A newer state of the issue may have been applied since.
+            show(&mut worked.claims.tasks, &GET_TASKS.rows(&tx, &[&ending_tasks]).await?)?;
+        }
+        let held = if waiters.is_empty() {
+            HashMap::new()
+        } else {
+            let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
+            self.take(&tx, taking, candidates, &mut worked).await?
+        };
+        if !ends.is_empty() || worked.claims.claimed.len() > worked.claims.repeated.len() {
+            commit(tx).await?;
+        }
+        for (session, held) in held {
+            self.ledger().set_held(session, held);
+        }
+        self.remember_ends(ends, &worked.ended);
+        Ok(worked)
+    }
+
+    /// Claims for the sessions that are locked. Returns what each of them holds then.
+    async fn take<C: GenericClient>(
+        &self,
+        tx: &C,
+        taking: Taking<'_>,
+        mut candidates: Candidates,
+        worked: &mut Worked,
+    ) -> Result<HashMap<SessionId, Vec<Claimed>>, StoreError> {
+        let Taking { waiters, asking, ends, locked } = taking;
+        let claims = &mut worked.claims;
+        let claimers: HashMap<SessionId, Option<Uuid>> = locked
+            .iter()
+            .map(|row| (SessionId(get::<Uuid>(row, "session_id")), get(row, "claimer")))
+            .collect();
+        if waiters.iter().any(|w| !claimers.contains_key(&w.session)) {
+            self.explain_unlocked(tx, waiters, &claimers, claims).await?;
+        }
+        let mut held = self.count(tx, asking, waiters, &claimers).await?;
+        for (end, ended) in ends.iter().zip(&worked.ended) {
+            if let (Ended::Now(_), Some(held)) = (ended, held.get_mut(&end.held.holder)) {
+                held.retain(|c| c.task_id != end.held.task_id);
+            }
+        }
+
+        let mut served: HashSet<usize> = HashSet::new();
+        let mut again: Vec<Uuid> = Vec::new();
+        for (place, waiter) in waiters.iter().enumerate() {
+            let before = held.get(&waiter.session).into_iter().flatten();
+            for claimed in before.filter(|c| c.claim_id == Some(waiter.claim_id)) {
+                claims.claimed.push((place, claimed.task_id, claimed.lease));
+                claims.repeated.push(place);
+                again.push(claimed.task_id.0);
+                served.insert(place);
+            }
+        }
+        if !again.is_empty() {
+            show(&mut claims.tasks, &GET_TASKS.rows(tx, &[&again]).await?)?;
+        }
+
+        // The same request twice, at once: the second is answered by the first, the next time round.
+        let mut requests: HashSet<(SessionId, Uuid)> = HashSet::new();
+        for (place, waiter) in waiters.iter().enumerate() {
+            if !served.contains(&place) && !requests.insert((waiter.session, waiter.claim_id)) {
+                served.insert(place);
+                claims.shortfall = true;
+            }
+        }
+
+        let mut rooms = HashMap::new();
+        for (place, (waiter, asking)) in waiters.iter().zip(&asking.waiters).enumerate() {
+            // It was forgotten while it asked: it is to ask again.
+            claims.shortfall |= asking.is_none() && claimers.contains_key(&waiter.session);
+            if let (Some(held), Some((_, registered))) = (held.get(&waiter.session), asking) {
+                let room = registered.max_concurrency.saturating_sub(held.len());
+                if room == 0 && !served.contains(&place) {
+                    claims.barred.push(place);
+                }
+                rooms.insert(waiter.session, room);
+            }
+        }
+        let switched: Vec<Uuid> = claimers
+            .iter()
+            .filter(|(_, claimer)| **claimer != Some(self.ledger().claimer))
+            .map(|(session, _)| session.0)
+            .collect();
+
+        // Tasks that this claim has, or lost to others.
+        let mut gone: HashSet<TaskId> = HashSet::new();
+        for round in 0..ROUNDS {
+            if round > 0 {
+                candidates = self.candidates(tx, asking, round > 3, gone.len(), round).await?;
+            }
+            let crowd = self.crowd().size();
+            let pairs = asking.assign(
+                waiters,
+                &candidates,
+                &mut rooms,
+                &served,
+                &mut gone,
+                |candidates, wanted| {
+                    if round == 0 {
+                        window(candidates, wanted, rand::random_range(0..crowd))
+                    } else {
+                        begins_at(round, candidates.len(), wanted)
+                    }
+                },
+            );
+            if pairs.is_empty() {
+                break;
+            }
+            let (taken, shown) = self.take_pairs(tx, &taking, &pairs, &switched).await?;
+            show(&mut claims.tasks, &shown)?;
+            let places: HashMap<TaskId, usize> =
+                pairs.iter().map(|pair| (pair.task_id, pair.place)).collect();
+            for row in &taken {
+                let task_id = TaskId(get::<Uuid>(row, "task_id"));
+                let lease = Lease(get(row, "lease"));
+                let Some(&place) = places.get(&task_id) else { continue };
+                served.insert(place);
+                claims.claimed.push((place, task_id, lease));
+                if let Some(held) = held.get_mut(&waiters[place].session) {
+                    held.push(Claimed { task_id, lease, claim_id: Some(waiters[place].claim_id) });
+                }
+            }
+            let complete = taken.len() == pairs.len();
+            self.crowd().learn(!complete);
+            claims.shortfall |= !complete || pairs.len() == TASKS;
+            if complete {
+                break;
+            }
+            // What was lost left room.
+            for (session, room) in &mut rooms {
+                let known = asking.waiters.iter().zip(waiters).find(|(_, w)| w.session == *session);
+                if let (Some((Some((_, registered)), _)), Some(held)) = (known, held.get(session)) {
+                    *room = registered.max_concurrency.saturating_sub(held.len());
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    async fn take_pairs<C: GenericClient>(
+        &self,
+        tx: &C,
+        taking: &Taking<'_>,
+        pairs: &[Pair],
+        switched: &[Uuid],
+    ) -> Result<(Vec<Row>, Vec<Row>), StoreError> {
+        let tasks: Vec<Uuid> = pairs.iter().map(|pair| pair.task_id.0).collect();
+        let waiters = || pairs.iter().map(|pair| &taking.waiters[pair.place]);
+        let holders: Vec<Uuid> = waiters().map(|w| w.session.0).collect();
+        let requests: Vec<Uuid> = waiters().map(|w| w.claim_id).collect();
+        let agents: Vec<&str> = pairs
+            .iter()
+            .map(|pair| taking.asking.waiters[pair.place].as_ref().map_or("", |(_, r)| &r.agent_id))
+            .collect();
+        let claimer = self.ledger().claimer;
+        let (taking, showing): (Params<'_>, Params<'_>) =
+            (&[&tasks, &holders, &agents, &requests, &claimer, &switched], &[&tasks]);
+        tokio::try_join!(
+            biased;
+            CLAIM_PULL_3_TAKE.rows(tx, taking),
+            GET_TASKS.rows(tx, showing),
+        )
+    }
+
+    /// What the locked sessions hold: as remembered where this process was the last to claim for them and they have room,
+    /// else counted.
+    async fn count<C: GenericClient>(
+        &self,
+        tx: &C,
+        asking: &Asking,
+        waiters: &[Waiter],
+        claimers: &HashMap<SessionId, Option<Uuid>>,
+    ) -> Result<HashMap<SessionId, Vec<Claimed>>, StoreError> {
+        let mut held: HashMap<SessionId, Vec<Claimed>> = HashMap::new();
+        let mut unsure: Vec<Uuid> = Vec::new();
+        for (waiter, asking) in waiters.iter().zip(&asking.waiters) {
+            let Some(claimer) = claimers.get(&waiter.session) else { continue };
+            let known = self.ledger().held(waiter.session);
+            match (known, asking) {
+                (Some(known), Some((_, registered)))
+                    if *claimer == Some(self.ledger().claimer)
+                        && known.len() < registered.max_concurrency
+                        // What it got under this very request may have ended elsewhere.
+                        && known.iter().all(|c| c.claim_id != Some(waiter.claim_id)) =>
+                {
+                    held.insert(waiter.session, known);
+                }
+                _ => unsure.push(waiter.session.0),
+            }
+        }
+        if !unsure.is_empty() {
+            let rows = CLAIM_PULL_2_HELD.rows(tx, &[&unsure]).await?;
+            for session in unsure {
+                held.insert(SessionId(session), Vec::new());
+            }
+            for row in rows {
+                held.entry(SessionId(get::<Uuid>(&row, "holder"))).or_default().push(Claimed {
+                    task_id: TaskId(get::<Uuid>(&row, "task_id")),
+                    lease: Lease(get(&row, "lease")),
+                    claim_id: get(&row, "claim_id"),
+                });
+            }
+        }
+        Ok(held)
+    }
+
+    /// True when something may be ready for who offers this.
+    pub fn may_have_ready(&self, set: &CapabilitySet) -> bool {
+        self.ready().may_have(set)
+    }
+
+    /// What is known of this agent's sessions may not be true any more.
+    pub fn forget_agent(&self, agent_id: &str) {
+        self.ledger().forget_agent(agent_id);
+    }
+
+    /// What a waiter asks with; `None` while nothing is known of its session.
+    pub fn effective(&self, waiter: &Waiter) -> Option<CapabilitySet> {
+        let registered = self.ledger().registered(waiter.session)?.capabilities;
+        Some(match &waiter.capabilities {
+            Some(asked) => asked.intersection(&registered),
+            None => registered,
+        })
+    }
+
+    /// Who asks; reads what is not known of their sessions.
+    async fn asking<C: GenericClient>(
+        &self,
+        client: &C,
+        waiters: &[Waiter],
+    ) -> Result<Asking, StoreError> {
+        let unknown = self.ledger().unknown(waiters.iter().map(|w| w.session));
+        if !unknown.is_empty() {
+            for row in DESCRIBE_SESSIONS.rows(client, &[&unknown]).await? {
+                let registered = Registered {
+                    agent_id: get(&row, "agent_id"),
+                    capabilities: CapabilitySet::from(get::<Vec<String>>(&row, "capabilities")),
+                    max_concurrency: usize::try_from(get::<i32>(&row, "max_concurrency"))
+                        .unwrap_or(1),
+                };
+                self.ledger().learn(SessionId(get::<Uuid>(&row, "session_id")), registered);
+            }
+        }
+        let mut sets: Vec<CapabilitySet> = Vec::new();
+        let numbered = waiters
+            .iter()
+            .map(|waiter| {
+                let registered = self.ledger().registered(waiter.session)?;
+                let set = match &waiter.capabilities {
+                    Some(asked) => asked.intersection(&registered.capabilities),
+                    None => registered.capabilities.clone(),
+                };
+                let number = sets.iter().position(|s| *s == set).unwrap_or_else(|| {
+                    sets.push(set);
+                    sets.len() - 1
+                });
+                Some((number, registered))
+            })
+            .collect();
+        let wanted = waiters.iter().map(|w| w.max_tasks).sum::<usize>().min(TASKS);
+        Ok(Asking { sets, waiters: numbered, wanted })
+    }
+
+    /// Reads what may be claimed by those who ask, deeper when `gone` rows were lost before.
+    async fn candidates<C: GenericClient>(
+        &self,
+        client: &C,
+        asking: &Asking,
+        in_full: bool,
+        gone: usize,
+        round: u32,
+    ) -> Result<Candidates, StoreError> {
+        let wanted = asking.wanted * self.crowd().size();
+        let depth = depth(i64::try_from(wanted).unwrap_or(i64::MAX), gone, round);
+        let sets: Vec<&CapabilitySet> = asking.sets.iter().collect();
+        let ranges = self.ready().ranges(&sets, in_full);
+        let agents = asking.agents();
+        let (pinned, ready) = tokio::try_join!(
+            biased;
+            async {
+                if agents.is_empty() { Ok(Vec::new()) } else { CLAIM_PULL_2_PINNED.rows(client, &[&agents, &depth]).await }
+            },
+            async {
+                if ranges.is_empty() {
+                    return Ok(Vec::new());
+                }
+                CLAIM_PULL_2_READY
+                    .rows(client, &[&ranges.sets, &ranges.lanes, &ranges.priorities, &ranges.lows, &depth])
+                    .await
+            },
+        )?;
+        self.ready().found(&ranges, &ready, depth);
+        let mut candidates =
+            Candidates { by_set: ready::by_set(&ready, sets.len()), pinned: HashMap::new() };
+        for row in &pinned {
+            let task_id = TaskId(get::<Uuid>(row, "task_id"));
+            candidates.pinned.entry(get(row, "pinned_to")).or_default().push(task_id);
+        }
+        Ok(candidates)
+    }
+
+    /// A session that could not be locked has ended, or may not claim, or is being changed right now.
+    async fn explain_unlocked<C: GenericClient>(
+        &self,
+        client: &C,
+        waiters: &[Waiter],
+        locked: &HashMap<SessionId, Option<Uuid>>,
+        claims: &mut PullClaims,
+    ) -> Result<(), StoreError> {
+        let sessions: Vec<Uuid> = waiters
+            .iter()
+            .map(|w| w.session)
+            .filter(|s| !locked.contains_key(s))
+            .map(|s| s.0)
+            .collect();
+        let rows = CHECK_SESSIONS.rows(client, &[&sessions]).await?;
+        for (place, waiter) in waiters.iter().enumerate() {
+            if locked.contains_key(&waiter.session) {
+                continue;
+            }
+            match rows.iter().find(|r| get::<Uuid>(r, "session_id") == waiter.session.0) {
+                Some(row) if !get::<bool>(row, "ended") => {
+                    if get::<bool>(row, "barred") {
+                        claims.barred.push(place);
+                    } else {
+                        claims.shortfall = true;
+                    }
+                }
+                Some(_) | None => {
+                    self.ledger().forget(waiter.session);
+                    claims.ended.push(place);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a claim goes by, once its first statements are answered.
+#[derive(Clone, Copy)]
+struct Taking<'a> {
+    waiters: &'a [Waiter],
+    asking: &'a Asking,
+    ends: &'a [EndLease],
+    locked: &'a [Row],
+}
+
+/// Where this process begins while others claim from the same lanes: each so many rows further down, as long as the tasks
+/// there have the priority of the first.
+fn window(candidates: &[Candidate], wanted: usize, number: usize) -> usize {
+    let Some(first) = candidates.first() else { return 0 };
+    let same = candidates.iter().take_while(|c| c.priority == first.priority).count();
+    (wanted * number).min(same.saturating_sub(wanted))
+}
+
+fn show(tasks: &mut HashMap<TaskId, Task>, rows: &[Row]) -> Result<(), StoreError> {
+    for row in rows {
+        let task = rows::task(row)?;
+        tasks.insert(task.task_id, task);
+    }
+    Ok(())
+}
