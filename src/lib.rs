@@ -4,7 +4,7 @@
 //! take it first; a receipt closes it. Any number of replicas run side by side on one database.
 //!
 //! The map, and the one direction in which modules depend on each other:
-//! `cli → api, coordinator → forge, execution, store → config, model`.
+//! `cli → api → web, coordinator → forge, execution, store → config, model`.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -15,6 +15,7 @@
 //! | [`forge`] | Forgejo: signatures, payloads, the rules that turn an issue into a task |
 //! | [`coordinator`] | one loop a file: dispatcher, matchmaker, reaper, scheduler, membership, janitor |
 //! | [`api`] | the only HTTP server: routes by noun, authentication, errors |
+//! | [`web`] | pages for people, as HTML |
 //! | [`cli`] | one subcommand a file |
 
 pub mod api;
@@ -28,3 +29,4 @@ pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod web;

@@ -31,14 +31,22 @@ async fn list(call: Call) -> Answer {
         Some(after) => Some(after),
         None => call.query_number("cursor", any)?,
     };
-    let place = match after {
-        None | Some(0) => EventPlace::start(),
-        Some(id) => call.replica.store.find_event_place(id).await?.ok_or_else(|| {
-            ApiError::bad_request(format!(
-                "after: there is no event {id} (any more); begin without it"
-            ))
-        })?,
-    };
+    let place = place_after(&call, "after", after).await?;
     let events = call.replica.store.list_events(&place, limit).await?;
     page(&events, limit, |event| event.event_id.to_string())
+}
+
+/// The place after the event that the parameter `name` gives; the start without one.
+pub(super) async fn place_after(
+    call: &Call,
+    name: &str,
+    event_id: Option<i64>,
+) -> Result<EventPlace, ApiError> {
+    let Some(id) = event_id.filter(|id| *id != 0) else { return Ok(EventPlace::start()) };
+    let place = call.replica.store.find_event_place(id).await?;
+    place.ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "{name}: there is no event {id} (any more); begin without it"
+        ))
+    })
 }

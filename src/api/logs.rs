@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     coordinator::Replica,
-    model::Lease,
+    model::{Lease, TaskId},
     store::{Appended, LogPage},
 };
 
@@ -64,27 +64,32 @@ async fn append(call: Call, id: String) -> Answer {
     }
 }
 
-async fn read(call: Call, id: &str) -> Answer {
+/// The task, whose output the caller may read.
+pub(super) async fn readable(call: &Call, id: &str) -> Result<TaskId, ApiError> {
     let principal = call.principal().await?;
-    let id = resolve(&call, id).await?;
+    let id = resolve(call, id).await?;
     let task = current(&call.replica, id).await?;
-    let store = &call.replica.store;
     let events = match principal {
         super::call::Principal::Agent(_) | super::call::Principal::SharedAgent => {
-            store.list_task_events(id).await?
+            call.replica.store.list_task_events(id).await?
         }
         _ => Vec::new(),
     };
     may_see(principal, &task, &events)?;
+    Ok(id)
+}
+
+async fn read(call: Call, id: &str) -> Answer {
+    let id = readable(&call, id).await?;
     let lease = call.query_number("lease", 0..=i64::MAX)?.map(Lease);
     let offset = call.query_number("offset", 0..=i64::MAX)?.unwrap_or(0);
-    let page = store.read_logs(id, lease, offset).await?;
+    let page = call.replica.store.read_logs(id, lease, offset).await?;
     ok(&render_page(page.ok_or_else(|| ApiError::not_found("there is no such task"))?))
 }
 
 /// Bytes as text. A character that two chunks share goes with the later one; one that the page cuts waits for the next
 /// page, unless no more can come.
-fn render_page(page: LogPage) -> Value {
+pub(super) fn render_page(page: LogPage) -> Value {
     let last = page.chunks.len().saturating_sub(1);
     let mut items = Vec::with_capacity(page.chunks.len());
     let mut carried: Vec<u8> = Vec::new();

@@ -6,6 +6,7 @@
 
 mod agents;
 mod call;
+mod docs;
 mod edge;
 mod error;
 mod events;
@@ -16,6 +17,7 @@ mod logs;
 mod queues;
 mod receipts;
 mod stats;
+mod streams;
 mod task_body;
 mod tasks;
 mod webhook;
@@ -65,6 +67,10 @@ pub fn routes(
         .or(queues::routes(replica))
         .unify()
         .or(stats::routes(replica))
+        .unify()
+        .or(streams::routes(replica))
+        .unify()
+        .or(docs::routes())
         .unify()
         .or(webhook::routes(replica))
         .unify()

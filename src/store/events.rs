@@ -29,6 +29,23 @@ impl Store {
         Ok(row.map(|r| EventPlace { xid: get(&r, "xid"), event_id }))
     }
 
+    /// The place after everything that has been committed.
+    pub async fn newest_event_place(&self) -> Result<EventPlace, StoreError> {
+        let client = self.client().await?;
+        let horizon: String = get(&READ_EVENT_HORIZON.one(&client, &[]).await?, "horizon");
+        Ok(EventPlace { xid: horizon, event_id: -1 })
+    }
+
+    /// The next events, and the place after them.
+    pub async fn follow_events(
+        &self,
+        after: &EventPlace,
+        limit: i64,
+    ) -> Result<(Vec<Event>, EventPlace), StoreError> {
+        let (events, place) = self.read_events(after, limit).await?;
+        Ok((events, place.unwrap_or_else(|| after.clone())))
+    }
+
     /// The next events in the order `(xid, event_id)`, none of a transaction that others may still precede. Two statements: the
     /// horizon first, the events in a younger snapshot.
     pub async fn list_events(
@@ -36,13 +53,21 @@ impl Store {
         after: &EventPlace,
         limit: i64,
     ) -> Result<Vec<Event>, StoreError> {
+        Ok(self.read_events(after, limit).await?.0)
+    }
+
+    async fn read_events(
+        &self,
+        after: &EventPlace,
+        limit: i64,
+    ) -> Result<(Vec<Event>, Option<EventPlace>), StoreError> {
         let client = self.client().await?;
         let horizon: String = get(&READ_EVENT_HORIZON.one(&client, &[]).await?, "horizon");
-        LIST_EVENTS
-            .rows(&client, &[&after.xid, &after.event_id, &horizon, &limit])
-            .await?
-            .iter()
-            .map(rows::event)
-            .collect()
+        let rows =
+            LIST_EVENTS.rows(&client, &[&after.xid, &after.event_id, &horizon, &limit]).await?;
+        let place =
+            rows.last().map(|r| EventPlace { xid: get(r, "xid"), event_id: get(r, "event_id") });
+        let events = rows.iter().map(rows::event).collect::<Result<_, _>>()?;
+        Ok((events, place))
     }
 }

@@ -65,7 +65,7 @@ fn dependencies_point_one_way() {
         &["cli"],
         &["api"],
         &["coordinator"],
-        &["forge", "execution", "store"],
+        &["forge", "execution", "store", "web"],
         &["telemetry"],
         &["config"],
         &["shutdown", "tls"],
