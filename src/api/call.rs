@@ -88,9 +88,14 @@ fn take(
         .and(warp::body::stream())
         .then(
             move |replica, connection: Option<Arc<Connection>>, headers, query, body| async move {
-                let reading = read_body(&headers, body, limit);
+                let hold = |bytes| {
+                    if let Some(connection) = &connection {
+                        connection.hold(bytes);
+                    }
+                };
+                let reading = read_body(&headers, body, limit, hold);
                 // Counted only when it is there: a client that is slow with its body costs nobody else anything.
-                let (body, admitted, limits) = match connection {
+                let (body, admitted, limits) = match &connection {
                     None => (reading.await, Ok(None), None),
                     Some(connection) => {
                         let read = tokio::time::timeout(connection.patience, reading).await;
@@ -119,7 +124,13 @@ fn take(
         .boxed()
 }
 
-async fn read_body<S, B>(headers: &HeaderMap, body: S, limit: usize) -> Result<Vec<u8>, ApiError>
+/// `hold` is told how much there is of a body that is not yet whole.
+async fn read_body<S, B>(
+    headers: &HeaderMap,
+    body: S,
+    limit: usize,
+    hold: impl Fn(usize),
+) -> Result<Vec<u8>, ApiError>
 where
     S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
@@ -144,6 +155,7 @@ where
             if bytes.len() > limit {
                 return Err(ApiError::too_large(limit));
             }
+            hold(bytes.len());
         }
     }
     Ok(bytes.to_vec())

@@ -52,6 +52,8 @@ const MAX_HEAD: usize = 64 << 10;
 const OTHER_FILES: u64 = 1_024;
 /// Who has kept the server waiting for less than this makes no room for others.
 const MIN_WAIT: Duration = Duration::from_secs(1);
+/// Bytes of bodies that have not come in whole, in all, at most; what comes in between two looks of the watch aside.
+const MAX_HELD: usize = 256 << 20;
 /// Connections beyond the limit, for webhooks and health checks.
 const HEADROOM: usize = 256;
 
@@ -229,6 +231,7 @@ impl Edge {
             tick.tick().await;
             let open = self.open();
             open.1.values().filter(|c| c.is_overdue()).for_each(|c| c.cut());
+            let_go(open.1.values());
             if open.1.len() < self.max_connections {
                 self.is_full.store(false, Relaxed);
             }
@@ -241,6 +244,25 @@ impl Edge {
         while self.count() > 0 {
             self.ended.notified().await;
         }
+    }
+}
+
+/// Ends clients that are slow with large bodies, those that have been at it longest, until the bodies fit.
+fn let_go<'a>(connections: impl Iterator<Item = &'a Arc<Connection>>) {
+    let mut holding: Vec<_> = connections
+        .filter(|connection| connection.held() > 0)
+        .filter_map(|connection| Some((connection.kept_waiting()?, connection)))
+        .collect();
+    let mut held: usize = holding.iter().map(|(_, connection)| connection.held()).sum();
+    if held <= MAX_HELD {
+        return;
+    }
+    holding.sort_by_key(|(waiting, _)| *waiting);
+    while held > MAX_HELD
+        && let Some((_, connection)) = holding.pop()
+    {
+        held -= connection.held().min(held);
+        connection.cut();
     }
 }
 

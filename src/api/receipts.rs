@@ -73,7 +73,7 @@ async fn complete(
     let (address, receipt) = read(call.json_value()?)?;
     let end = end(&call, path, address, receipt).await?;
     let held = end.held;
-    let next = (dequeue && !call.replica.shutdown.is_triggered()).then(|| Waiter {
+    let next = (dequeue && !call.replica.shutdown.is_draining()).then(|| Waiter {
         // The same receipt again is answered with the same task.
         claim_id: claim_id("complete", &format!("{}:{}", held.task_id, held.lease)),
         repeatable: true,

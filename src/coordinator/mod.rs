@@ -113,7 +113,7 @@ macro_rules! until_stored {
                         "the database is away; trying again"
                     );
                     $replica.shutdown.sleep(pause).await;
-                    pause = (pause * 2).min(std::time::Duration::from_secs(5));
+                    pause = (pause * 2).min(std::time::Duration::from_secs(2));
                 }
                 result => break result,
             }

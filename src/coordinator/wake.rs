@@ -341,7 +341,7 @@ pub(super) async fn listen(replica: &Replica) {
         if replica.shutdown.sleep(pause.mul_f64(jitter)).await {
             return;
         }
-        pause = (pause * 2).min(Duration::from_secs(5));
+        pause = (pause * 2).min(Duration::from_secs(2));
     }
 }
 

@@ -43,15 +43,15 @@ pub(super) trait GenericClient: Sync {
         params: Params<'_>,
     ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send;
 
-    /// Has a statement ready, where it may have a name.
-    fn prepare(&self, statement: &Statement) -> impl Future<Output = Result<(), Error>> + Send;
-
     /// Runs a statement for the number of rows that it changed.
     fn execute(
         &self,
         statement: &Statement,
         params: Params<'_>,
     ) -> impl Future<Output = Result<u64, Error>> + Send;
+
+    /// Has a statement ready, where it is prepared at all.
+    fn prepare(&self, statement: &Statement) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
 macro_rules! run {
@@ -71,13 +71,6 @@ macro_rules! run {
 }
 
 impl GenericClient for Client {
-    async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
-        if self.types.is_none() {
-            self.object.prepare_cached(statement.text).await?;
-        }
-        Ok(())
-    }
-
     async fn query(&self, statement: &Statement, params: Params<'_>) -> Result<Vec<Row>, Error> {
         run!(self.object, self.types.as_deref(), statement, params, query, query_typed)
     }
@@ -85,22 +78,29 @@ impl GenericClient for Client {
     async fn execute(&self, statement: &Statement, params: Params<'_>) -> Result<u64, Error> {
         run!(self.object, self.types.as_deref(), statement, params, execute, execute_typed)
     }
-}
 
-impl GenericClient for Transaction<'_> {
     async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
         if self.types.is_none() {
-            self.inner.prepare_cached(statement.text).await?;
+            self.object.prepare_cached(statement.text).await?;
         }
         Ok(())
     }
+}
 
+impl GenericClient for Transaction<'_> {
     async fn query(&self, statement: &Statement, params: Params<'_>) -> Result<Vec<Row>, Error> {
         run!(self.inner, self.types, statement, params, query, query_typed)
     }
 
     async fn execute(&self, statement: &Statement, params: Params<'_>) -> Result<u64, Error> {
         run!(self.inner, self.types, statement, params, execute, execute_typed)
+    }
+
+    async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
+        if self.types.is_none() {
+            self.inner.prepare_cached(statement.text).await?;
+        }
+        Ok(())
     }
 }
 
@@ -131,7 +131,9 @@ pub(super) async fn begin_snapshot(client: &mut Client) -> Result<Transaction<'_
 
 /// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
 pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
-    in_time(tx.inner.commit()).await?.map_err(|source| StoreError::Statement { statement: "commit", source })
+    in_time(tx.inner.commit())
+        .await?
+        .map_err(|source| StoreError::Statement { statement: "commit", source })
 }
 
 /// Asks the server itself what types the parameters of all statements have.

@@ -30,8 +30,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("client_connection_check_interval", "5s"),
 ];
 
-/// What a session has besides, where nothing drops it; without them it is slower, and as right.
-const HINTS: &[(&str, &str)] = &[
+/// What every session of ours had better have. Lost in a pooler it costs time only.
+const PREFERENCES: &[(&str, &str)] = &[
     // The trigger on fleet.tasks is for plain SQL; a replica tells the others itself.
     ("agent_fleet.tells", "itself"),
     // Every statement that runs often has its index. A plan that was made while a table was small must not read all of it
@@ -66,11 +66,11 @@ impl Store {
         })?;
         let pooler = database.listen_url.as_ref().filter(|listen_url| *listen_url != url);
         // Poolers refuse connection options, or drop them: there the role must have them.
-        let all = [SETTINGS, HINTS].concat();
-        let settings: &[_] = if pooler.is_some() { &[] } else { &all };
-        let servers = Servers::new(url, settings, replica_id)?;
+        let settings = [SETTINGS, PREFERENCES].concat();
+        let sent: &[_] = if pooler.is_some() { &[] } else { &settings };
+        let servers = Servers::new(url, sent, replica_id)?;
         let direct = match pooler {
-            Some(listen_url) => Servers::new(listen_url, &all, replica_id)?,
+            Some(listen_url) => Servers::new(listen_url, &settings, replica_id)?,
             None => servers.clone(),
         };
         let manager = Manager::from_connect(
@@ -114,11 +114,6 @@ impl Store {
         Ok(Client::new(self.pool.get().await?, types))
     }
 
-    /// How to connect past a pooler.
-    pub(super) fn direct(&self) -> &Servers {
-        &self.direct
-    }
-
     /// Where ready tasks are, as far as this process knows.
     pub(super) fn ready(&self) -> &Ready {
         &self.ready
@@ -132,6 +127,11 @@ impl Store {
     /// How many others seem to claim, too.
     pub(super) fn crowd(&self) -> &Crowd {
         &self.crowd
+    }
+
+    /// How to connect past a pooler.
+    pub(super) fn direct(&self) -> &Servers {
+        &self.direct
     }
 
     /// A connection of its own, outside the pool and past a pooler; closed when dropped.

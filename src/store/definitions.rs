@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
 use super::{
-    Store, StoreError, migration_names, rows::get,
+    StoreError, migration_names,
     statement::{FIND_DEFINITIONS, INSERT_DEFINITIONS},
 };
 
@@ -110,7 +110,7 @@ fn all() -> impl Iterator<Item = &'static Definition> {
 
 /// Names this set. The program's version and its newest migration are part of it, so that a set that returns to an earlier
 /// text is a new one.
-fn checksum() -> String {
+pub(super) fn checksum() -> String {
     let mut hasher = Sha256::new();
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(migration_names().pop().unwrap_or_default());
@@ -156,14 +156,6 @@ async fn replace(tx: &mut Transaction<'_>) -> Result<(), tokio_postgres::Error> 
         point.batch_execute(definition.text).await?;
     }
     point.commit().await
-}
-
-impl Store {
-    /// The same, asked over the pool.
-    pub(super) async fn knows_definitions(&self) -> Result<bool, StoreError> {
-        let client = self.client().await?;
-        Ok(get(&FIND_DEFINITIONS.one(&client, &[&checksum()]).await?, "known"))
-    }
 }
 
 /// True when the set, or a newer one that replaced it, is in force.

@@ -6,7 +6,8 @@ use tokio_postgres::error::SqlState;
 
 use super::{
     Store, StoreError, definitions,
-    statement::{LIST_MIGRATIONS, MAKE_ROLES},
+    rows::get,
+    statement::{FIND_DEFINITIONS, LIST_MIGRATIONS, MAKE_ROLES},
 };
 
 mod embedded {
@@ -83,12 +84,14 @@ impl Store {
     /// to repeat and to race. Needs an account that may create roles.
     pub async fn make_roles(&self) -> Result<(), StoreError> {
         let client = self.dedicated().await?;
-        for (statement, text) in
-            [(MAKE_ROLES.name, MAKE_ROLES.text), ("apply_grants", "select fleet.apply_grants()")]
-        {
-            let failed = |source| StoreError::Statement { statement, source };
-            client.batch_execute(text).await.map_err(failed)?;
-        }
+        client
+            .batch_execute(MAKE_ROLES.text)
+            .await
+            .map_err(|source| StoreError::Statement { statement: MAKE_ROLES.name, source })?;
+        client
+            .execute("select fleet.apply_grants()", &[])
+            .await
+            .map_err(|source| StoreError::Statement { statement: "apply_grants", source })?;
         Ok(())
     }
 
@@ -121,7 +124,9 @@ impl Store {
                 Some(_) => {}
             }
         }
-        if self.knows_definitions().await? {
+        let client = self.client().await?;
+        let definitions = FIND_DEFINITIONS.one(&client, &[&definitions::checksum()]).await?;
+        if get(&definitions, "known") {
             Ok(())
         } else {
             Err(StoreError::Schema(

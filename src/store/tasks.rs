@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use deadpool_postgres::GenericClient;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    connection::{begin_snapshot, commit},
+    connection::{GenericClient, begin_snapshot, commit},
     rows,
     rows::get,
     statement::{

@@ -34,13 +34,18 @@ fn poll_of(agent: &str) -> String {
     )
 }
 
-/// What the server still says before it closes.
-async fn rest(mut stream: TcpStream) -> String {
+/// What the server still says before it closes; nothing when it has not by then.
+async fn rest_or(mut stream: TcpStream, limit: Duration) -> Option<String> {
     let mut said = Vec::new();
     let reading = stream.read_to_end(&mut said);
     // However it is closed.
-    let _ = tokio::time::timeout(Duration::from_secs(30), reading).await.expect("it is closed");
-    String::from_utf8_lossy(&said).into_owned()
+    let _ = tokio::time::timeout(limit, reading).await.ok()?;
+    Some(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// What the server still says before it closes.
+async fn rest(stream: TcpStream) -> String {
+    rest_or(stream, Duration::from_secs(30)).await.expect("it is closed")
 }
 
 /// How many connections of a server on this port neither side has closed.
@@ -89,6 +94,35 @@ async fn stuck_clients_are_ended_and_others_are_served_meanwhile() {
     }
     let titles = db.count("select count(*) from fleet.task_specs where title like 'never%'").await;
     assert_eq!(titles, 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn large_bodies_that_never_end_are_let_go_of_when_they_are_too_many() {
+    let db = Db::new().await;
+    // No time limit ends them.
+    let node = Node::start(&db, "r", "[server]\nclient_timeout = \"1h\"\n").await;
+    let length = 5 << 20;
+    let head = format!(
+        "POST /api/v1/webhooks/forgejo HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+    );
+    // 300 MB in all.
+    let part = "x".repeat(length - 1);
+    let mut stuck = Vec::new();
+    for _ in 0..60 {
+        let mut stream = sent(&node.url, &head).await;
+        stuck.push(tokio::spawn({
+            let part = part.clone();
+            async move {
+                let _ = stream.write_all(part.as_bytes()).await;
+                rest_or(stream, Duration::from_secs(60)).await
+            }
+        }));
+    }
+    let first = futures_util::future::select_all(stuck).await;
+    first.0.unwrap().expect("the one that has been at it longest is ended");
+    Issue::new(1).delivery("opened").send(&node).await;
+    first.2.iter().for_each(|other| other.abort());
     node.stop().await;
 }
 

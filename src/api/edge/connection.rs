@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -61,6 +61,8 @@ pub(in crate::api) struct Connection {
     waits: AtomicU64,
     /// Milliseconds since `began` + 1 when a reply began to be stuck; 0 while none is.
     stuck: AtomicU64,
+    /// Bytes of a body that has not come in whole.
+    held: AtomicUsize,
     closing: AtomicBool,
     waker: AtomicWaker,
     task: OnceLock<AbortHandle>,
@@ -74,6 +76,7 @@ impl Connection {
             began: Instant::now(),
             waits: AtomicU64::new(Phase::Head as u64),
             stuck: AtomicU64::new(0),
+            held: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             task: OnceLock::new(),
@@ -114,7 +117,17 @@ impl Connection {
 
     /// The body has come, or is not waited for any more.
     pub(in crate::api) fn work(&self) {
+        self.held.store(0, Relaxed);
         self.enter(Phase::Work);
+    }
+
+    /// So many bytes of the body have come.
+    pub(in crate::api) fn hold(&self, bytes: usize) {
+        self.held.store(bytes, Relaxed);
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Relaxed)
     }
 
     /// The reply is ready.
