@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod agents;
+mod bench;
 pub mod client;
 mod config;
 pub mod dev;
@@ -57,6 +58,8 @@ enum Command {
     Hosts(hosts::Args),
     /// The configuration.
     Config(config::Args),
+    /// Measure how fast it is, beside raw SQL clients on the same database.
+    Bench(bench::Args),
 }
 
 /// How a command ended without success.
@@ -113,6 +116,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Agents(args) => agents::run(args).await,
         Command::Hosts(args) => hosts::run(args).await,
         Command::Config(args) => config::run(&args, path),
+        Command::Bench(args) => bench::run(args).await,
     }
 }
 

@@ -15,6 +15,7 @@ mod api_reads;
 mod api_unavailable;
 mod api_work;
 mod architecture;
+mod bench;
 mod claims;
 mod client_commands;
 mod deliveries;
