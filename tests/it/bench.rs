@@ -16,7 +16,18 @@ async fn every_scenario_runs_and_reconciles() {
     let report: Value = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(report["conditions"]["quick"], true);
     let figures = report["figures"].as_array().unwrap();
-    for scenario in ["cycle"] {
+    for scenario in [
+        "cycle",
+        "wake",
+        "enqueue",
+        "webhook",
+        "backlog",
+        "idle",
+        "soak",
+        "held-snapshot",
+        "stuck",
+        "views",
+    ] {
         let own: Vec<&Value> = figures.iter().filter(|f| f["scenario"] == scenario).collect();
         assert!(!own.is_empty(), "{scenario} has no figures");
         for figure in own {

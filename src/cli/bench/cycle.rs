@@ -4,6 +4,7 @@ use super::{
     floor, load,
     report::{Bound, Figure, Report},
     stage::{Fleet, Stage},
+    usage::Usage,
 };
 
 const NAME: &str = "cycle";
@@ -19,6 +20,7 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
     let mut fleet = stage.fleet(NAME).await?;
     let mut floors = Vec::new();
     let mut rates: [Vec<f64>; VARIANTS.len()] = Default::default();
+    let mut costs: [Vec<f64>; 3] = Default::default();
     let mut tasks = 0;
     for _ in 0..stage.rounds {
         if let Some(database) = &fleet.database {
@@ -39,12 +41,26 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
                 }
             };
             let length = if stage.quick { 60 } else { tasks_in(known, STRETCH) };
+            let before = Usage::read(&fleet);
             rates[place].push(measure(&fleet, agents, length, &mut tasks).await?);
+            if place == 0
+                && let (Some(before), Some(after)) = (before, Usage::read(&fleet))
+            {
+                for (cost, rounds) in after.each(&before, length).into_iter().zip(&mut costs) {
+                    rounds.push(cost);
+                }
+            }
         }
     }
     load::reconcile(&fleet, tasks).await?;
     fleet.close().await?;
     add(report, &floors, &rates);
+    for (whose, rounds) in ["load", "coordinator", "database"].into_iter().zip(&costs) {
+        if !rounds.is_empty() {
+            let what = format!("processor time of the {whose} a cycle, creation included");
+            report.add(Figure::new(NAME, what, rounds, "µs"));
+        }
+    }
     Ok(())
 }
 
@@ -58,7 +74,7 @@ async fn measure(
     load::create_tasks(fleet, tasks).await?;
     load::settle(fleet).await?;
     *all += tasks;
-    load::drain(fleet, agents, tasks).await
+    load::drain(fleet, agents, 1, tasks).await
 }
 
 /// How many tasks keep a fleet of this rate busy for so long.

@@ -3,9 +3,12 @@
 
 use std::process::Stdio;
 
-use anyhow::{Context as _, bail};
-use serde::de::DeserializeOwned;
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use anyhow::{Context as _, bail, ensure};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    process::{Child, ChildStdin, Command},
+};
 
 use crate::cli::dev::postgres::Cluster;
 
@@ -14,6 +17,46 @@ use crate::cli::dev::postgres::Cluster;
 pub(super) struct Database<'a> {
     cluster: &'a Cluster,
     name: String,
+}
+
+/// What a database has done so far, and how large it is; see `sql/activity.sql`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Activity {
+    /// Ended well or not.
+    pub(super) transactions: f64,
+    pub(super) commits: f64,
+    /// Bytes of the write-ahead log, all of the cluster's.
+    pub(super) wal: f64,
+    /// Bytes of all tables, and of all indexes.
+    pub(super) tables: f64,
+    pub(super) indexes: f64,
+    /// Bytes of the two ready indexes.
+    pub(super) ready_indexes: f64,
+}
+
+/// A transaction that is left open, and with it what it sees.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    psql: Child,
+    stdin: ChildStdin,
+}
+
+impl Activity {
+    /// Reads it now.
+    pub(super) async fn read(database: &Database<'_>) -> anyhow::Result<Self> {
+        database.run(include_str!("sql/activity.sql"), &[]).await
+    }
+}
+
+impl Snapshot {
+    /// Ends the transaction.
+    pub(super) async fn release(mut self) -> anyhow::Result<()> {
+        self.stdin.write_all(b"commit;\n").await?;
+        drop(self.stdin);
+        let status = self.psql.wait().await?;
+        ensure!(status.success(), "the transaction that was left open did not last: {status}");
+        Ok(())
+    }
 }
 
 impl<'a> Database<'a> {
@@ -34,15 +77,35 @@ impl<'a> Database<'a> {
         script: &str,
         variables: &[(&str, &str)],
     ) -> anyhow::Result<T> {
-        let mut command = self.cluster.program("psql");
-        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+        let mut command = self.psql();
         for (name, value) in variables {
             command.arg("-v").arg(format!("{name}={value}"));
         }
-        command.args(["-f", "-", "-d"]).arg(self.url());
         let output = run(command, script).await?;
         let line = output.trim_end().lines().last().unwrap_or_default();
         serde_json::from_str(line).with_context(|| format!("psql answered `{line}`"))
+    }
+
+    /// A `psql` that reads a script.
+    fn psql(&self) -> Command {
+        let mut command = self.cluster.program("psql");
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-", "-d"]);
+        command.arg(self.url());
+        command
+    }
+
+    /// Opens a transaction and leaves it open.
+    pub(super) async fn hold_snapshot(&self) -> anyhow::Result<Snapshot> {
+        let mut command = self.psql();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut psql = command.spawn().context("cannot run psql")?;
+        let (stdin, stdout) = psql.stdin.take().zip(psql.stdout.take()).context("no pipes")?;
+        let mut snapshot = Snapshot { psql, stdin };
+        snapshot.stdin.write_all(include_bytes!("sql/hold_snapshot.sql")).await?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).await?;
+        ensure!(line.trim() == "held", "the transaction could not be opened");
+        Ok(snapshot)
     }
 
     /// Runs a script `transactions` times on each of `clients` connections, with prepared statements. Transactions a

@@ -1,5 +1,5 @@
 //! HTTP as cheap as it gets: the load shares its cores with what it measures, so each agent is one task with one
-//! connection and two buffers, without the channels and the second task of a general client.
+//! connection and one buffer, without the channels and the second task of a general client.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,6 @@ pub(super) struct Connection {
     token: Option<String>,
     stream: TcpStream,
     used: Instant,
-    output: Vec<u8>,
     input: Vec<u8>,
 }
 
@@ -62,7 +61,8 @@ impl Address {
         Ok(Self { authority, prefix })
     }
 
-    async fn connect(&self) -> anyhow::Result<TcpStream> {
+    /// A connection that nothing has been said on.
+    pub(super) async fn connect(&self) -> anyhow::Result<TcpStream> {
         let stream = TcpStream::connect(&self.authority)
             .await
             .with_context(|| format!("cannot reach the coordinator at {}", self.authority))?;
@@ -79,7 +79,6 @@ impl Connection {
             address: address.clone(),
             token: token.map(str::to_owned),
             used: Instant::now(),
-            output: Vec::with_capacity(1 << 10),
             input: Vec::with_capacity(8 << 10),
         })
     }
@@ -103,11 +102,11 @@ impl Connection {
         body: &[u8],
     ) -> anyhow::Result<Reply<'_>> {
         if self.used.elapsed() > RESTED && self.has_closed() {
-            self.stream = self.address.connect().await?;
+            self.reconnect().await?;
         }
-        self.write_request(method, path, headers, body);
+        let request = self.request(method, path, headers, body);
         let exchanged = async {
-            self.stream.write_all(&self.output).await?;
+            self.stream.write_all(&request).await?;
             self.read_reply().await
         };
         let (status, body) =
@@ -121,9 +120,21 @@ impl Connection {
         !matches!(self.stream.try_read(&mut [0]), Err(e) if nothing_yet(&e))
     }
 
-    fn write_request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let out = &mut self.output;
-        out.clear();
+    /// Connects anew.
+    pub(super) async fn reconnect(&mut self) -> anyhow::Result<()> {
+        self.stream = self.address.connect().await?;
+        Ok(())
+    }
+
+    /// A request as it goes over the wire.
+    pub(super) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512 + body.len());
         for part in [
             method,
             " ",
@@ -148,6 +159,7 @@ impl Connection {
         }
         out.extend_from_slice(format!("\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes());
         out.extend_from_slice(body);
+        out
     }
 
     /// The status, and where in `input` the body stands.

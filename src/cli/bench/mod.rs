@@ -5,15 +5,26 @@
 //! very program. With `--url` it loads coordinators that somebody else runs, over HTTP alone.
 
 mod agent;
+mod backlog;
+mod batch;
 mod cycle;
 mod database;
+mod enqueue;
 mod floor;
+mod held_snapshot;
 mod http;
+mod idle;
 mod load;
 mod progress;
 mod replica;
 mod report;
+mod soak;
 mod stage;
+mod stuck;
+mod usage;
+mod views;
+mod wake;
+mod webhook;
 
 use anyhow::anyhow;
 use serde_json::{Value, json};
@@ -37,7 +48,7 @@ pub(super) struct Args {
     /// How often each figure is measured; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Load this coordinator instead of the bench's own; again for each further replica. AGENT_FLEET_TOKEN holds the
+    /// Load this coordinator instead of the bench's own; again for each further replica. `AGENT_FLEET_TOKEN` holds the
     /// token of an admin.
     #[arg(long, value_name = "URL")]
     url: Vec<String>,
@@ -59,9 +70,42 @@ enum Scenario {
     All,
     /// Agents that take one task at a time.
     Cycle,
+    /// Agents that take 50 tasks in one call.
+    Batch,
+    /// How soon an idle agent has a new task.
+    Wake,
+    /// Tasks created in arrays of 500.
+    Enqueue,
+    /// Signed deliveries of a forge.
+    Webhook,
+    /// Claims behind 1,000,000 tasks that the caller cannot take.
+    Backlog,
+    /// What 1,000 waiting agents cost.
+    Idle,
+    /// 500,000 tasks through.
+    Soak,
+    /// A transaction that is left open for 3 minutes.
+    HeldSnapshot,
+    /// 2,000 stuck clients.
+    Stuck,
+    /// The DBA's views on 1,000,000 tasks.
+    Views,
 }
 
-const ALL: &[Scenario] = &[Scenario::Cycle];
+const ALL: &[Scenario] = &[
+    Scenario::Cycle,
+    Scenario::Wake,
+    Scenario::Enqueue,
+    Scenario::Webhook,
+    Scenario::Backlog,
+    Scenario::Idle,
+    Scenario::Soak,
+    Scenario::HeldSnapshot,
+    Scenario::Stuck,
+    Scenario::Views,
+];
+/// Files that this process may open: a connection for each client of the largest scenario, and then some.
+const FILES: u64 = 4_096;
 
 /// Runs `bench`.
 pub(super) async fn run(args: Args) -> Outcome {
@@ -81,6 +125,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         let token = std::env::var("AGENT_FLEET_TOKEN").ok().filter(|token| !token.is_empty());
         Stage::foreign(args.quick, rounds, &args.url, addresses, token).await?
     };
+    allow_files();
     let mut report = Report::default();
     let measured = tokio::select! {
         measured = measure(&args.scenarios, &stage, &mut report) => measured,
@@ -110,9 +155,30 @@ async fn measure(scenarios: &[Scenario], stage: &Stage, report: &mut Report) -> 
         match scenario {
             Scenario::All => {}
             Scenario::Cycle => cycle::run(stage, report).await?,
+            Scenario::Batch => batch::run(stage, report).await?,
+            Scenario::Wake => wake::run(stage, report).await?,
+            Scenario::Enqueue => enqueue::run(stage, report).await?,
+            Scenario::Webhook => webhook::run(stage, report).await?,
+            Scenario::Backlog => backlog::run(stage, report).await?,
+            Scenario::Idle => idle::run(stage, report).await?,
+            Scenario::Soak => soak::run(stage, report).await?,
+            Scenario::HeldSnapshot => held_snapshot::run(stage, report).await?,
+            Scenario::Stuck => stuck::run(stage, report).await?,
+            Scenario::Views => views::run(stage, report).await?,
         }
     }
     Ok(())
+}
+
+/// Lets this process open as many files as it needs, as far as the system lets it; a connection that cannot be opened
+/// says so.
+fn allow_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|files| files < FILES) {
+        limit.current = Some(limit.maximum.map_or(FILES, |most| most.min(FILES)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
 }
 
 /// Under which conditions it was measured.

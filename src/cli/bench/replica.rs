@@ -95,6 +95,16 @@ impl Replica {
         matches!(connection.call("GET", "/readyz", &[], b"").await, Ok(reply) if reply.status == 200)
     }
 
+    /// Megabytes (of a million bytes) of memory that it has in use.
+    pub(super) fn resident_megabytes(&self) -> anyhow::Result<f64> {
+        let path = format!("/proc/{}/status", self.pid);
+        let status =
+            std::fs::read_to_string(&path).context("memory is read from /proc, as Linux has it")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        Ok(kibibytes.with_context(|| format!("{path} has no VmRSS"))? * 1024.0 / 1e6)
+    }
+
     /// Ends it.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         drop(self.guard.stdin.take());

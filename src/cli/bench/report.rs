@@ -8,6 +8,7 @@ use crate::cli::terminal;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Bound {
     AtLeast(f64),
+    AtMost(f64),
 }
 
 /// One figure. Its bound is on the ratio when it has one, else on the value.
@@ -65,6 +66,7 @@ impl Figure {
         let judged = self.ratio().unwrap_or_else(|| self.value());
         self.bound.map(|bound| match bound {
             Bound::AtLeast(least) => judged >= least,
+            Bound::AtMost(most) => judged <= most,
         })
     }
 
@@ -98,6 +100,7 @@ impl std::fmt::Display for Bound {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::AtLeast(least) => write!(f, "≥ {least}"),
+            Self::AtMost(most) => write!(f, "≤ {most}"),
         }
     }
 }
@@ -181,10 +184,10 @@ mod tests {
             (figure.value(), figure.ratio(), figure.holds()),
             (9000.0, Some(2.5), Some(true))
         );
-        let figure = Figure::new("wake", "p50", &[2.1], "ms").wanted(Bound::AtLeast(2.2));
+        let figure = Figure::new("wake", "p50", &[2.1], "ms").wanted(Bound::AtMost(2.0));
         assert_eq!(figure.holds(), Some(false));
         // What could not be measured does not hold.
-        let figure = Figure::new("wake", "p50", &[], "ms").wanted(Bound::AtLeast(2.0));
+        let figure = Figure::new("wake", "p50", &[], "ms").wanted(Bound::AtMost(2.0));
         assert_eq!(figure.holds(), Some(false));
     }
 }

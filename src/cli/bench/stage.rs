@@ -13,10 +13,13 @@ use super::{
     progress::Progress,
     replica::{Replica, Settings},
 };
-use crate::cli::{
-    client::{Client, segment},
-    dev::postgres::Cluster,
-    list,
+use crate::{
+    cli::{
+        client::{Client, segment},
+        dev::postgres::Cluster,
+        list,
+    },
+    config::Secret,
 };
 
 /// Tasks that are cancelled at once.
@@ -89,7 +92,7 @@ impl Stage {
         addresses: Vec<Address>,
         token: Option<String>,
     ) -> anyhow::Result<Self> {
-        let secret = token.as_ref().map(crate::config::Secret::new);
+        let secret = token.as_ref().map(Secret::new);
         let mut clients = Vec::new();
         for url in urls {
             let client = Client::new(url, secret.clone())?;
@@ -218,6 +221,14 @@ impl Fleet<'_> {
         match &self.stage.place {
             Place::Own(own) => Some(&own.admin_token),
             Place::Foreign(foreign) => foreign.token.as_deref(),
+        }
+    }
+
+    /// The secret of the webhook; only of coordinators of the bench's own.
+    pub(super) fn webhook_secret(&self) -> Option<Secret> {
+        match &self.stage.place {
+            Place::Own(own) => Some(Secret::new(&own.webhook_secret)),
+            Place::Foreign(_) => None,
         }
     }
 

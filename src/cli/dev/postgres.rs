@@ -194,6 +194,12 @@ impl Cluster {
         self.account.command(self.binaries.path(name))
     }
 
+    /// The process id of the server, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        let pid_file = std::fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
+        pid_file.lines().next()?.trim().parse().ok()
+    }
+
     /// Creates the database `name` unless it exists.
     pub async fn create_database(&self, name: &str) -> Result<(), ClusterError> {
         const SCRIPT: &str = "SELECT format('CREATE DATABASE %I', :'name') \
