@@ -18,6 +18,7 @@ async fn every_scenario_runs_and_reconciles() {
     let figures = report["figures"].as_array().unwrap();
     for scenario in [
         "cycle",
+        "batch",
         "wake",
         "enqueue",
         "webhook",

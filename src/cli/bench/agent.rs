@@ -41,10 +41,9 @@ struct Results {
     results: Vec<Value>,
 }
 
-/// What `complete?dequeue=true` answers. A coordinator that does not know it answers with the task alone.
+/// What `complete?dequeue=true` answers.
 #[derive(Deserialize)]
 struct Completed {
-    task_id: Option<Uuid>,
     next: Option<Claim>,
 }
 
@@ -125,11 +124,7 @@ impl Agent {
         let path = format!("/api/v1/tasks/{}/complete?dequeue=true", claim.task_id);
         let body = self.receipt(claim).to_string();
         let reply = self.connection.post(&path, body.as_bytes()).await?;
-        let completed: Completed = reply.expect(200)?;
-        if completed.task_id.is_some() {
-            return self.dequeue(0).await;
-        }
-        Ok(completed.next)
+        reply.expect::<Completed>(200).map(|completed| completed.next)
     }
 
     fn receipt(&self, claim: &Claim) -> Value {

@@ -66,9 +66,15 @@ impl<'a> Database<'a> {
         Ok(Self { cluster, name })
     }
 
-    /// How to connect.
+    /// How a coordinator connects.
     pub(super) fn url(&self) -> String {
         self.cluster.url(&self.name)
+    }
+
+    /// How the bench itself does. Like a coordinator's sessions, its own wake nobody by a trigger: raw clients that paid for
+    /// notifications would be a low floor.
+    fn own_url(&self) -> String {
+        format!("{} options='-c agent_fleet.tells=itself'", self.url())
     }
 
     /// Runs a script with these variables; its last line is JSON.
@@ -90,7 +96,7 @@ impl<'a> Database<'a> {
     fn psql(&self) -> Command {
         let mut command = self.cluster.program("psql");
         command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-", "-d"]);
-        command.arg(self.url());
+        command.arg(self.own_url());
         command
     }
 
@@ -123,7 +129,7 @@ impl<'a> Database<'a> {
         for (name, value) in variables {
             command.arg("-D").arg(format!("{name}={value}"));
         }
-        command.args(["-f", "-"]).arg(self.url());
+        command.args(["-f", "-"]).arg(self.own_url());
         let output = run(command, script).await?;
         let all = clients * transactions;
         if !output.contains(&format!("actually processed: {all}/{all}")) {

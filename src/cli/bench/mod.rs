@@ -94,6 +94,7 @@ enum Scenario {
 
 const ALL: &[Scenario] = &[
     Scenario::Cycle,
+    Scenario::Batch,
     Scenario::Wake,
     Scenario::Enqueue,
     Scenario::Webhook,
