@@ -48,6 +48,8 @@ enum Command {
     Migrate,
     /// Try it: a PostgreSQL, a coordinator, a host, an agent and two demo tasks, on this machine.
     Dev,
+    /// Measure how fast it is, beside raw SQL clients on the same database.
+    Bench(bench::Args),
     /// Pull tasks over HTTP and run a coding agent for each.
     Agent(agent::Args),
     /// Submit tasks, look at them, steer them.
@@ -58,8 +60,6 @@ enum Command {
     Hosts(hosts::Args),
     /// The configuration.
     Config(config::Args),
-    /// Measure how fast it is, beside raw SQL clients on the same database.
-    Bench(bench::Args),
 }
 
 /// How a command ended without success.
@@ -111,12 +111,12 @@ async fn run(cli: Cli) -> Outcome {
             let serve = async |config, shutdown| serve::run(config, true, shutdown).await;
             dev::run(load_config(path)?, serve).await
         }
+        Command::Bench(args) => bench::run(args).await,
         Command::Agent(args) => agent::command(args, &load_config(path)?).await,
         Command::Task(args) => task::run(args).await,
         Command::Agents(args) => agents::run(args).await,
         Command::Hosts(args) => hosts::run(args).await,
         Command::Config(args) => config::run(&args, path),
-        Command::Bench(args) => bench::run(args).await,
     }
 }
 
