@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod agents;
+mod bench;
 pub mod client;
 mod config;
 pub mod dev;
@@ -47,6 +48,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Try it: a PostgreSQL, a coordinator, a host, an agent and two demo tasks, on this machine.
     Dev,
+    /// Measure how fast it is, beside raw SQL clients on the same database.
+    Bench(bench::Args),
     /// Pull tasks over HTTP and run a coding agent for each.
     Agent(agent::Args),
     /// Submit tasks, look at them, steer them.
@@ -108,6 +111,7 @@ async fn run(cli: Cli) -> Outcome {
             let serve = async |config, shutdown| serve::run(config, true, shutdown).await;
             dev::run(load_config(path)?, serve).await
         }
+        Command::Bench(args) => bench::run(args).await,
         Command::Agent(args) => agent::command(args, &load_config(path)?).await,
         Command::Task(args) => task::run(args).await,
         Command::Agents(args) => agents::run(args).await,

@@ -24,6 +24,7 @@ const SCRIPT: &str = include_str!("demo_cli.sh");
 pub(super) const CLI: &str = "demo-cli";
 const HOST: &str = "demo-host";
 const AGENT: &str = "demo-agent";
+const BODY: &str = "An issue of `agent-fleet dev`. Nothing has to be done.";
 /// Only the host offers it.
 const ON_HOST: &str = "agent:demo";
 /// Only the pull agent offers it.
@@ -116,8 +117,13 @@ pub(super) async fn play(client: &Client, secret: &Secret) -> anyhow::Result<()>
     // A forge never gives a number twice; neither does the clock.
     let number = Timestamp::now().as_second();
     let issues = [
-        Issue { number, title: "Say hello from a host", label: ON_HOST },
-        Issue { number: number + 1, title: "Say hello from a pull agent", label: ON_AGENT },
+        Issue { number, title: "Say hello from a host", body: BODY, label: ON_HOST },
+        Issue {
+            number: number + 1,
+            title: "Say hello from a pull agent",
+            body: BODY,
+            label: ON_AGENT,
+        },
     ];
     let mut keys = Vec::new();
     for issue in &issues {

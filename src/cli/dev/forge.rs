@@ -18,11 +18,12 @@ const REPO: &str = "demo/fleet";
 
 /// An issue to be delivered.
 #[derive(Debug)]
-pub(super) struct Issue {
+pub(in crate::cli) struct Issue<'a> {
     /// Counts per repository.
-    pub(super) number: i64,
-    pub(super) title: &'static str,
-    pub(super) label: &'static str,
+    pub(in crate::cli) number: i64,
+    pub(in crate::cli) title: &'a str,
+    pub(in crate::cli) body: &'a str,
+    pub(in crate::cli) label: &'a str,
 }
 
 /// What a delivery is answered with.
@@ -31,7 +32,7 @@ pub(super) struct Accepted {
     pub(super) result: String,
 }
 
-impl Issue {
+impl Issue<'_> {
     /// The key of its task.
     pub(super) fn key(&self) -> String {
         format!("{REPO}#{}", self.number)
@@ -39,7 +40,7 @@ impl Issue {
 
     /// The body that Forgejo sends for `issues`/`opened` (`modules/structs/hook.go`, `IssuePayload`), without the fields
     /// that nobody reads.
-    fn payload(&self, at: Timestamp) -> Value {
+    pub(in crate::cli) fn payload(&self, at: Timestamp) -> Value {
         let number = self.number;
         let user = json!({"id": 1, "login": "demo", "username": "demo"});
         json!({
@@ -47,7 +48,7 @@ impl Issue {
             "number": number,
             "issue": {
                 "id": number, "number": number, "user": user, "title": self.title,
-                "body": "An issue of `agent-fleet dev`. Nothing has to be done.",
+                "body": self.body,
                 "html_url": format!("http://127.0.0.1/{REPO}/issues/{number}"),
                 "labels": [{"id": 1, "name": self.label}],
                 "state": "open", "created_at": at.to_string(), "updated_at": at.to_string(), "pull_request": null,
@@ -82,7 +83,7 @@ impl Issue {
 }
 
 /// Hex HMAC-SHA256.
-fn sign(secret: &Secret, body: &[u8]) -> String {
+pub(in crate::cli) fn sign(secret: &Secret, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes())
         .expect("HMAC takes a key of any length");
     mac.update(body);

@@ -5,7 +5,7 @@
 
 mod demo;
 mod folder;
-mod forge;
+pub(super) mod forge;
 pub mod postgres;
 mod story;
 

@@ -22,6 +22,9 @@ const ROLE: &str = "agent_fleet";
 const PORT: u16 = 5432;
 /// A socket's path must fit `sockaddr_un`: 104 bytes on macOS, 108 on Linux.
 const MAX_SOCKET_PATH: usize = 100;
+/// What a modest machine would be given: memory, and room for the log so that no checkpoint falls into a short run.
+/// Everything else, durability above all, is PostgreSQL's default.
+pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '15min'\n";
 /// Lines of the server's log that an error shows.
 const LOG_LINES: usize = 8;
 
@@ -32,6 +35,8 @@ pub enum Durability {
     Kept,
     /// Thrown away: fast and unsafe; server and folder vanish with this process, however it ends.
     ThrownAway,
+    /// Vanishes like that, but until then is as durable as PostgreSQL is by default: what is measured on it holds.
+    Measured,
 }
 
 /// A running PostgreSQL.
@@ -105,6 +110,15 @@ impl Cluster {
     /// Starts a server in a temporary folder. Both are gone as soon as this value is dropped or this process ends, even
     /// if it is killed.
     pub async fn start_temporary() -> Result<Self, ClusterError> {
+        Self::start_vanishing(Durability::ThrownAway).await
+    }
+
+    /// The same, but with the durability that PostgreSQL has by default.
+    pub async fn start_measured() -> Result<Self, ClusterError> {
+        Self::start_vanishing(Durability::Measured).await
+    }
+
+    async fn start_vanishing(durability: Durability) -> Result<Self, ClusterError> {
         let account = Account::choose().await?;
         let parent = std::env::temp_dir();
         let dir = tempfile::Builder::new()
@@ -114,7 +128,7 @@ impl Cluster {
             // From here on it is the guard's to remove.
             .keep();
         account.own(&dir)?;
-        Self::start_in(&dir, account, Durability::ThrownAway).await
+        Self::start_in(&dir, account, durability).await
     }
 
     async fn start_in(
@@ -141,7 +155,7 @@ impl Cluster {
         }
         let socket = socket_dir(dir);
         let mut cluster = Self { binaries, account, data, socket, guard: None, _lock: lock };
-        if durability == Durability::ThrownAway {
+        if durability != Durability::Kept {
             cluster.guard = Some(cluster.spawn_guard(dir)?);
         }
         if let Some(socket) = running_socket(&cluster.data) {
@@ -175,11 +189,22 @@ impl Cluster {
         )
     }
 
+    /// A program of PostgreSQL's own, `psql` or `pgbench`, run by the account that runs the server.
+    pub fn program(&self, name: &str) -> Command {
+        self.account.command(self.binaries.path(name))
+    }
+
+    /// The process id of the server, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        let pid_file = std::fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
+        pid_file.lines().next()?.trim().parse().ok()
+    }
+
     /// Creates the database `name` unless it exists.
     pub async fn create_database(&self, name: &str) -> Result<(), ClusterError> {
         const SCRIPT: &str = "SELECT format('CREATE DATABASE %I', :'name') \
             WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \\gexec\n";
-        let mut command = self.account.command(self.binaries.path("psql"));
+        let mut command = self.program("psql");
         command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-v"]).arg(format!("name={name}"));
         // A variable is interpolated in a script, not in `-c`.
         command.args(["-f", "-", "-d"]).arg(self.url("postgres"));
@@ -200,7 +225,7 @@ impl Cluster {
     }
 
     fn pg_ctl(&self) -> Command {
-        let mut command = self.account.command(self.binaries.path("pg_ctl"));
+        let mut command = self.program("pg_ctl");
         command.arg("-D").arg(&self.data);
         command
     }
@@ -285,6 +310,7 @@ fn settings(socket: &Path, durability: Durability) -> String {
         Durability::ThrownAway => text.push_str(
             "max_connections = 300\nfsync = off\nsynchronous_commit = off\nfull_page_writes = off\n",
         ),
+        Durability::Measured => text.push_str(MEASURED),
     }
     text
 }

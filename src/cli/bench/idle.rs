@@ -1,0 +1,83 @@
+//! `idle`: 1,000 agents that wait and find nothing. What that costs the database, and the memory of the replica.
+//!
+//! All transactions count, those of heartbeats too: less is asked of them than is measured.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    agent::{Agent, POLL},
+    database::Activity,
+    load,
+    report::{Bound, Figure, Report},
+    stage::Stage,
+};
+
+const NAME: &str = "idle";
+const TRANSACTIONS: f64 = 5.0;
+const MEGABYTES: f64 = 100.0;
+
+pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    // A window as long as a poll: each agent asks anew exactly once in it. The polls begin at any time of it.
+    let poll = if stage.quick { 1 } else { POLL };
+    let window = Duration::from_secs(u64::from(poll));
+    let fleet = stage.fleet(NAME).await?;
+    let database = fleet.database.as_ref().context(
+        "idle: transactions are counted in the database, so it must be the bench's own; leave this scenario out",
+    )?;
+    let replica = fleet.replicas.first().context("no replica")?;
+    let agents = load::register(&fleet, if stage.quick { 20 } else { 1_000 }, 1).await?;
+    let what = format!("{} agents wait", agents.len());
+    let count = u32::try_from(agents.len())?;
+    let stop = CancellationToken::new();
+    let mut waiting = JoinSet::new();
+    for (number, agent) in (0..).zip(agents) {
+        waiting.spawn(wait(agent, poll, window * number / count, stop.clone()));
+    }
+    tokio::time::sleep(window).await;
+    let (mut transactions, mut memory) = (Vec::new(), Vec::new());
+    for round in 0..stage.rounds {
+        stage.progress.at(&what, round, stage.rounds);
+        let before = Activity::read(database).await?;
+        tokio::select! {
+            () = tokio::time::sleep(window) => {}
+            ended = waiting.join_next() => { ended.context("nobody waits")???; }
+        }
+        let after = Activity::read(database).await?;
+        transactions.push((after.transactions - before.transactions) / window.as_secs_f64());
+        memory.push(replica.resident_megabytes()?);
+    }
+    stop.cancel();
+    while let Some(ended) = waiting.join_next().await {
+        ended??;
+    }
+    fleet.close().await?;
+    let bound = Bound::AtMost(TRANSACTIONS);
+    let figure = Figure::new(NAME, format!("{what}: all transactions"), &transactions, "/s");
+    report.add(figure.wanted(bound));
+    let figure = Figure::new(NAME, format!("{what}: the replica's resident memory"), &memory, "MB");
+    report.add(figure.wanted(Bound::AtMost(MEGABYTES)));
+    Ok(())
+}
+
+async fn wait(
+    mut agent: Agent,
+    poll: u32,
+    delay: Duration,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let waiting = async {
+        tokio::time::sleep(delay).await;
+        loop {
+            let claim = agent.dequeue::<super::agent::Claim>(poll).await?;
+            anyhow::ensure!(claim.is_none(), "an idle agent was given a task");
+        }
+    };
+    tokio::select! {
+        waited = waiting => waited,
+        () = stop.cancelled() => Ok(()),
+    }
+}
