@@ -71,8 +71,6 @@ async fn dequeue(mut call: Call) -> Answer {
     call.wait();
     let mut place = Matchmaker::wait(&call.replica, agent.session, capabilities, wait.is_zero());
     let answer = place.answer(limit).await;
-    // Waiting is a sign of life, too.
-    call.replica.heartbeats.touch(agent.session);
     match answer {
         coordinator::Answer::Task(task_id, _) => {
             let task = current(&call.replica, task_id).await?;
