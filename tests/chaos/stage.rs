@@ -72,7 +72,7 @@ impl Stage {
     ) -> anyhow::Result<Self> {
         agent_fleet::tls::install_provider();
         for name in ["logs", "ledgers", "home"] {
-            fs::create_dir(dir.join(name))?;
+            fs::create_dir_all(dir.join(name))?;
         }
         let logs = dir.join("logs");
         fs::write(dir.join("cli.sh"), CLI)?;
