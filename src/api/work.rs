@@ -100,8 +100,6 @@ async fn dequeue(mut call: Call) -> Answer {
     call.wait();
     let mut place = Matchmaker::wait(&call.replica, waiter, wait.is_zero());
     let answer = place.answer(limit).await;
-    // Waiting is a sign of life, too.
-    call.replica.heartbeats.touch(agent.session);
     match answer {
         coordinator::Answer::Tasks(mut handed) => {
             let tasks: Vec<Task> = handed.take_tasks().into_iter().map(full).collect();

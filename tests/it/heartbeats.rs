@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{
     api::is_error,
     db::Db,
+    eventually,
     fleet::{agent, create, end, next, pull, task},
     node::Node,
 };
@@ -153,5 +154,24 @@ async fn heartbeats_that_arrive_together_are_each_answered_with_their_own() {
     }))
     .await;
     db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_poll_is_no_sign_of_life() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("frozen", &[], 1).await;
+    node.register("other", &[], 1).await;
+    let heard = "select extract(epoch from clock_timestamp() - last_heartbeat_at)::bigint
+                   from fleet.sessions where subject = ";
+    // It stands still while its poll waits; that the answer goes out says nothing about it.
+    assert!(node.dequeue("frozen", 3).await.is_none());
+    assert!(node.dequeue("other", 0).await.is_none());
+    eventually("what was heard since is stored", async || {
+        (db.count(&format!("{heard}'other'")).await < 2).then_some(())
+    })
+    .await;
+    assert!(db.count(&format!("{heard}'frozen'")).await >= 2);
     node.stop().await;
 }

@@ -7,14 +7,12 @@ use agent_fleet::{
     store::{HeldLease, NewTask, Outcome, Store},
 };
 use futures_util::future::join_all;
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
+use proptest::prelude::*;
 
 use crate::support::{
     db::Db,
-    fleet::{HOUR, agent, complete, create, end, host, operator, pull, push, replica, task},
+    fleet::{HOUR, NOW, agent, complete, create, end, host, operator, pull, push, replica, task},
+    property,
 };
 
 /// One act. Numbers choose among tasks, agents, replicas, or all the leases that were ever handed out, stale ones as well.
@@ -39,6 +37,8 @@ enum Act {
     ReplicaDies(usize),
     TakeOver(usize),
     Reap,
+    /// Deadlines pass.
+    Expire,
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -68,9 +68,12 @@ fn act() -> impl Strategy<Value = Act> {
         1 => n.clone().prop_map(Act::ReplicaDies),
         2 => n.prop_map(Act::TakeOver),
         2 => Just(Act::Reap),
+        1 => Just(Act::Expire),
     ]
 }
 
+/// As often an attempt is refunded at most.
+const REFUNDS: i64 = 5;
 const AGENTS: [&str; 2] = ["a", "b"];
 const REPLICAS: [&str; 2] = ["r1", "r2"];
 
@@ -221,6 +224,16 @@ impl<'a> World<'a> {
                     end(store, held, Outcome::Lost).await;
                 }
             }
+            Act::Expire => {
+                self.db
+                    .execute(
+                        "update fleet.tasks set deadline_at = now() where deadline_at is not null",
+                    )
+                    .await;
+                for held in store.list_expired_leases(NOW, 10).await.unwrap() {
+                    end(store, held, Outcome::TimedOut).await;
+                }
+            }
         }
         Told::Nothing
     }
@@ -236,7 +249,10 @@ impl<'a> World<'a> {
                 }
             }
             assert!(row.attempt >= 0 && i64::from(row.attempt) <= row.lease.0);
+            assert!(row.retry_count <= row.max_retries, "{} was retried too often", row.task_id);
         }
+        let sql = "select coalesce(max(refund_count), 0)::bigint from fleet.tasks";
+        assert!(self.db.count(sql).await <= REFUNDS, "refunds are bounded");
         for id in &self.tasks {
             let state = self.store.check_lease(*id).await.unwrap().unwrap();
             let told: Vec<_> =
@@ -279,33 +295,23 @@ impl<'a> World<'a> {
 
 #[test]
 fn no_interleaving_breaks_what_must_hold() {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let db = runtime.block_on(Db::new());
-    let config =
-        Config { cases: 24, failure_persistence: None, max_shrink_iters: 50, ..Config::default() };
     let steps = prop::collection::vec(prop::collection::vec(act(), 1..4), 1..20);
-    TestRunner::new(config)
-        .run(&steps, |steps| {
-            runtime.block_on(async {
-                let mut world = World::new(&db).await;
-                for step in steps {
-                    // The acts of one step at once.
-                    let told = join_all(step.iter().map(|act| world.act(*act))).await;
-                    told.into_iter().for_each(|told| world.learn(told));
-                    let retried: Vec<TaskId> = step
-                        .iter()
-                        .filter_map(|act| match act {
-                            Act::Retry(n) => Some(world.tasks[n % world.tasks.len()]),
-                            _ => None,
-                        })
-                        .collect();
-                    world.check(&retried).await;
-                }
-                world.db.check_history().await;
-                world.store.close();
-            });
-            Ok(())
-        })
-        .unwrap();
+    property::check("tests/it/regressions/interleavings.txt", 24, &steps, async |db, steps| {
+        let mut world = World::new(db).await;
+        for step in steps {
+            // The acts of one step at once.
+            let told = join_all(step.iter().map(|act| world.act(*act))).await;
+            told.into_iter().for_each(|told| world.learn(told));
+            let retried: Vec<TaskId> = step
+                .iter()
+                .filter_map(|act| match act {
+                    Act::Retry(n) => Some(world.tasks[n % world.tasks.len()]),
+                    _ => None,
+                })
+                .collect();
+            world.check(&retried).await;
+        }
+        world.db.check_history().await;
+        world.store.close();
+    });
 }

@@ -29,6 +29,7 @@ mod edge;
 mod end_to_end;
 mod execution;
 mod functions;
+mod fuzz;
 mod heartbeats;
 mod interleavings;
 mod issues;

@@ -1,5 +1,7 @@
 //! Streams in the shapes that the CLIs print.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::model::Usage;
 
@@ -279,4 +281,88 @@ fn left_out_bytes_make_no_line() {
     parser.feed(b"ne of another\nlast\n");
     let outcome = parser.finish(Some(0), ExitReason::Exited, "", now());
     assert_eq!(outcome.summary.as_deref(), Some("one\nlast"));
+}
+
+/// A line as a CLI might print it: an event with any values, half of one, or anything at all.
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop::sample::select(vec![
+        "type",
+        "subtype",
+        "result",
+        "success",
+        "is_error",
+        "item",
+        "item.completed",
+        "agent_message",
+        "text",
+        "turn.started",
+        "turn.completed",
+        "turn.failed",
+        "error",
+        "message",
+        "usage",
+        "input_tokens",
+        "session_id",
+        "thread.started",
+        "thread_id",
+        "assistant",
+        "content",
+        "errors",
+        "rate_limit_event",
+        "rate_limit_info",
+        "rejected",
+        "status",
+        "resetsAt",
+        "total_cost_usd",
+    ]);
+    let leaf = prop_oneof![
+        3 => word.clone().prop_map(serde_json::Value::from),
+        1 => any::<i64>().prop_map(serde_json::Value::from),
+        1 => any::<bool>().prop_map(serde_json::Value::from),
+        1 => any::<String>().prop_map(serde_json::Value::from),
+        1 => Just(serde_json::Value::Null),
+    ];
+    let event = leaf.prop_recursive(3, 16, 5, move |inner| {
+        prop_oneof![
+            4 => prop::collection::btree_map(word.clone(), inner.clone(), 1..6)
+                .prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            1 => prop::collection::vec(inner, 0..3).prop_map(serde_json::Value::from),
+        ]
+    });
+    prop_oneof![
+        6 => event.prop_map(|event| event.to_string().into_bytes()),
+        2 => prop::sample::select(CODEX.lines().chain(CLAUDE.lines()).collect::<Vec<_>>())
+            .prop_map(|line| line.as_bytes().to_vec()),
+        1 => prop::collection::vec(any::<u8>(), 0..60),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_stream_cut_anywhere_is_judged_alike(
+        lines in prop::collection::vec(line(), 0..12),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        code in prop::option::of(0..3_i32),
+    ) {
+        let stream = lines.join(&b'\n');
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        cuts.extend([0, stream.len()]);
+        cuts.sort_unstable();
+        for format in OutputFormat::ALL {
+            let mut whole = Parser::new(*format);
+            whole.feed(&stream);
+            let mut parts = Parser::new(*format);
+            for pair in cuts.windows(2) {
+                parts.feed(&stream[pair[0]..pair[1]]);
+            }
+            prop_assert_eq!(whole.is_done(), parts.is_done());
+            let whole = whole.finish(code, ExitReason::Exited, "", now());
+            let parts = parts.finish(code, ExitReason::Exited, "", now());
+            prop_assert_eq!(&whole, &parts);
+            for text in [&whole.summary, &whole.error].into_iter().flatten() {
+                prop_assert!(text.len() <= MAX_TEXT + 100, "{} bytes are kept", text.len());
+            }
+            prop_assert_eq!(whole.error.is_none(), whole.kind == OutcomeKind::Succeeded);
+        }
+    }
 }

@@ -14,6 +14,8 @@ use agent_fleet::{
 };
 use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
+use super::history;
+
 /// A migrated database of one test. Channels and advisory locks are per database, so tests do not hear each other.
 pub(crate) struct Db {
     url: String,
@@ -181,41 +183,9 @@ impl Db {
         self.client.batch_execute(sql).await.unwrap();
     }
 
-    /// What holds of every history: each transition is in the one table, leases only grow and are never held by two,
-    /// and each task stands where its last event left it. Called at the end of tests.
+    /// See [`history::check`]. Called at the end of tests.
     pub(crate) async fn check_history(&self) {
-        use agent_fleet::model::{EventType, Status, may};
-        let rows = self
-            .rows("select distinct type, from_status, to_status from fleet.task_events", &[])
-            .await;
-        for row in rows {
-            let word = |column: &str| row.get::<_, Option<String>>(column);
-            let event: EventType = word("type").unwrap().parse().unwrap();
-            let from: Option<Status> = word("from_status").map(|s| s.parse().unwrap());
-            if let Some(to) = word("to_status") {
-                let to: Status = to.parse().unwrap();
-                assert!(may(from, to, event), "{from:?} -> {to} by {event} is in no table");
-            }
-        }
-        let astray = self
-            .count(
-                "select count(*) from fleet.tasks t
-                  where t.status is distinct from
-                        (select e.to_status from fleet.task_events e
-                          where e.task_id = t.task_id and e.to_status is not null order by e.event_id desc limit 1)",
-            )
-            .await;
-        assert_eq!(astray, 0, "a task stands elsewhere than its last event left it");
-        let twice = self
-            .count(
-                "select count(*) from (select 1 from fleet.task_events where type in ('claimed', 'taken_over')
-                                        group by task_id, lease having count(*) > 1) x",
-            )
-            .await;
-        assert_eq!(twice, 0, "a lease was given out twice");
-        let unheld = self
-            .count("select count(*) from fleet.tasks where holder is not null and status in ('created', 'scheduled')")
-            .await;
-        assert_eq!(unheld, 0, "a task that waits is held");
+        let broken = history::check(&self.client).await.unwrap();
+        assert!(broken.is_empty(), "{}", broken.join("; "));
     }
 }

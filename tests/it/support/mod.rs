@@ -5,27 +5,14 @@ pub(crate) mod db;
 pub(crate) mod faults;
 pub(crate) mod fleet;
 pub(crate) mod forge;
+pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod node;
 pub(crate) mod program;
+mod wait;
+pub(crate) mod property;
 pub(crate) mod proxy;
 pub(crate) mod sshd;
 pub(crate) mod standby;
 
-use std::time::Duration;
-
-/// Asks again and again until there is an answer. Panics after half a minute.
-pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let asking = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    match tokio::time::timeout(Duration::from_secs(30), asking).await {
-        Ok(answer) => answer,
-        Err(_) => panic!("waited 30 s in vain until {what}"),
-    }
-}
+pub(crate) use wait::eventually;
