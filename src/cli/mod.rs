@@ -12,6 +12,7 @@ mod hosts;
 mod list;
 mod migrate;
 pub mod serve;
+mod shell;
 mod task;
 mod terminal;
 
@@ -57,6 +58,10 @@ enum Command {
     Hosts(hosts::Args),
     /// The configuration.
     Config(config::Args),
+    /// Print what a shell needs to complete these commands.
+    Completions(shell::CompletionsArgs),
+    /// Write the manual's pages into a folder.
+    Man(shell::ManArgs),
 }
 
 /// How a command ended without success.
@@ -113,6 +118,8 @@ async fn run(cli: Cli) -> Outcome {
         Command::Agents(args) => agents::run(args).await,
         Command::Hosts(args) => hosts::run(args).await,
         Command::Config(args) => config::run(&args, path),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }
 
