@@ -16,6 +16,8 @@
 //! | [`coordinator`] | one loop a file: dispatcher, matchmaker, reaper, scheduler, membership, janitor |
 //! | [`api`] | the only HTTP server: routes by noun, authentication, errors |
 //! | [`cli`] | one subcommand a file |
+//!
+//! `metrics` and [`telemetry`] stand beside these: everybody may count, time and log.
 
 pub mod api;
 pub mod cli;
@@ -23,6 +25,7 @@ pub mod config;
 pub mod coordinator;
 pub mod execution;
 pub mod forge;
+mod metrics;
 pub mod model;
 pub mod shutdown;
 pub mod store;

@@ -13,6 +13,7 @@ mod health;
 mod hosts;
 mod limits;
 mod logs;
+mod metrics;
 mod queues;
 mod receipts;
 mod stats;
@@ -64,6 +65,8 @@ pub fn routes(
         .unify()
         .or(webhook::routes(replica))
         .unify()
+        .or(metrics::routes(replica))
+        .unify()
         .boxed()
         .recover(recover)
         .unify()
@@ -85,6 +88,7 @@ async fn recover(rejection: Rejection) -> Result<Response, Infallible> {
 }
 
 fn log(info: warp::filters::log::Info<'_>) {
+    crate::metrics::request(info.method().as_str(), info.status().as_u16());
     tracing::debug!(
         http.method = %info.method(),
         http.path = info.path(),

@@ -4,7 +4,10 @@
 //! **Phase 2**: what has waited undecided for longer than the grace, and no known host could ever serve, becomes
 //! `http_pull`. Both run on every replica at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Replica, runner};
 use crate::{store::StoreError, telemetry::error_chain};
@@ -34,8 +37,12 @@ async fn cycle(replica: &Arc<Replica>) -> Result<(), StoreError> {
     let actor = replica.actor();
     for _ in 0..ROUNDS {
         let reachable = replica.hosts.reachable();
+        let begun = Instant::now();
         let (claims, more) =
             replica.store.claim_for_hosts(&reachable, replica.session(), &actor).await?;
+        if !claims.is_empty() {
+            crate::metrics::claim("ssh_cli", claims.len(), begun.elapsed());
+        }
         for claim in claims {
             runner::spawn(replica, claim);
         }

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -89,8 +89,13 @@ impl Matchmaker {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many agents wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().1.len()
+    }
+
     fn is_empty(&self) -> bool {
-        self.lock().1.is_empty()
+        self.waiting() == 0
     }
 
     fn remove(&self, number: u64) -> Option<Waiting> {
@@ -192,8 +197,14 @@ async fn scan(replica: &Replica) -> bool {
 /// Claims once, answers those that got something, returns the others, and whether to try again for them.
 async fn claim(replica: &Replica, asked: Vec<(u64, Waiter)>) -> (bool, Vec<(u64, Waiter)>) {
     let waiters: Vec<Waiter> = asked.iter().map(|(_, w)| w.clone()).collect();
+    let begun = Instant::now();
     let claims = match replica.store.claim_for_agents(&waiters).await {
-        Ok(claims) => claims,
+        Ok(claims) => {
+            if !claims.claimed.is_empty() {
+                crate::metrics::claim("http_pull", claims.claimed.len(), begun.elapsed());
+            }
+            claims
+        }
         Err(error) => {
             tracing::warn!(error = %error_chain(&error), waiting = asked.len(), "no claim was possible for waiting agents");
             for (number, _) in &asked {

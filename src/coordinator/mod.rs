@@ -17,6 +17,7 @@
 //! | [`janitor`] | keeps partitions ahead |
 
 mod dispatcher;
+pub(crate) mod gauges;
 mod heartbeats;
 mod hosts;
 mod janitor;

@@ -42,6 +42,11 @@ impl InHand {
         self.leases().contains(held)
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.leases().len()
+    }
+
     fn leases(&self) -> std::sync::MutexGuard<'_, HashSet<HeldLease>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }

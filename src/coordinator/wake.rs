@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, watch};
@@ -38,6 +38,8 @@ impl Hint {
 pub struct Wake {
     matchmaker: Notify,
     dispatcher: Notify,
+    /// Since when the matchmaker has had a hint that it has not looked at.
+    hinted: Mutex<Option<Instant>>,
     revoked: watch::Sender<u64>,
     probers: Notify,
     outgoing: Mutex<BTreeSet<Hint>>,
@@ -50,6 +52,7 @@ impl Wake {
         Self {
             matchmaker: Notify::new(),
             dispatcher: Notify::new(),
+            hinted: Mutex::default(),
             revoked: watch::Sender::new(0),
             probers: Notify::new(),
             outgoing: Mutex::default(),
@@ -99,6 +102,10 @@ impl Wake {
     /// Ends when the matchmaker has something to look at.
     pub(super) async fn matchmaker(&self) {
         self.matchmaker.notified().await;
+        let hinted = self.hinted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(since) = hinted {
+            crate::metrics::wake(since.elapsed());
+        }
     }
 
     /// Wakes only the matchmaker: somebody has begun to wait.
@@ -124,6 +131,10 @@ impl Wake {
     fn wake(&self, hint: Hint) {
         match hint {
             Hint::Ready => {
+                self.hinted
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert_with(Instant::now);
                 self.matchmaker.notify_one();
                 self.dispatcher.notify_one();
             }

@@ -74,6 +74,11 @@ impl Store {
         &self.config
     }
 
+    /// Connections of the pool: how many there may be, are, are free, and how many callers wait for one.
+    pub(crate) fn pool_status(&self) -> deadpool_postgres::Status {
+        self.pool.status()
+    }
+
     /// Asks the database for a sign of life.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let client = self.client().await?;
@@ -127,7 +132,10 @@ pub(super) async fn begin_snapshot(client: &mut Object) -> Result<Transaction<'_
 
 /// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
 pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
-    tx.commit().await.map_err(|source| StoreError::Statement { statement: "commit", source })
+    let started = std::time::Instant::now();
+    tx.commit().await.map_err(|source| StoreError::Statement { statement: "commit", source })?;
+    crate::metrics::commit(started.elapsed());
+    Ok(())
 }
 
 fn session_config(url: &Secret, replica_id: &str) -> Result<Config, StoreError> {

@@ -199,6 +199,11 @@ impl Store {
             });
         }
         commit(tx).await?;
+        for (end, ended) in ends.iter().zip(&ended) {
+            if let Ended::Now(status) = ended {
+                crate::metrics::lease_ended(end.outcome.as_str(), status.as_str());
+            }
+        }
         Ok(ended)
     }
 

@@ -7,6 +7,7 @@
 mod agents;
 mod claims;
 mod connection;
+mod counts;
 mod create;
 mod definitions;
 mod error;
@@ -34,6 +35,7 @@ pub use agents::{
 };
 pub use claims::{PullClaims, PushClaim, Waiter};
 pub use connection::Store;
+pub use counts::{TaskCount, WorkerCount};
 pub use create::{Created, NewTask};
 pub use definitions::{function_names, view_names};
 pub use error::StoreError;

@@ -1,6 +1,6 @@
 //! The statements: each is one file in `sql/`, prepared once per connection, run and timed under its name.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::GenericClient;
 use tokio_postgres::{Row, types::ToSql};
@@ -49,6 +49,8 @@ statements! {
     CLAIM_PUSH_2_READY "claim_push_2_ready"
     CLAIM_PUSH_3_TAKE "claim_push_3_take"
     COMPLETE_BY_FORGE "complete_by_forge"
+    COUNT_TASKS "count_tasks"
+    COUNT_WORKERS "count_workers"
     DECIDE_PULL "decide_pull"
     DELETE_AGENT "delete_agent"
     DELETE_HOST_AGENTS "delete_host_agents"
@@ -149,13 +151,20 @@ impl Statement {
             client.query(&prepared, params).await
         }
         .await;
+        let rows = result.as_ref().ok().map(|rows| rows.len() as u64);
+        self.record(started.elapsed(), rows);
+        result.map_err(|source| StoreError::Statement { statement: self.name, source })
+    }
+
+    /// Tells how long it took; no rows mean that it failed.
+    fn record(&self, took: Duration, rows: Option<u64>) {
         tracing::trace!(
             statement = self.name,
-            duration_us = started.elapsed().as_micros(),
-            rows = result.as_ref().map_or(0, Vec::len),
+            duration_us = took.as_micros(),
+            rows = rows.unwrap_or(0),
             "statement"
         );
-        result.map_err(|source| StoreError::Statement { statement: self.name, source })
+        crate::metrics::statement(self.name, took, rows);
     }
 
     /// Runs it for at most one row.
@@ -190,12 +199,7 @@ impl Statement {
             client.execute(&prepared, params).await
         }
         .await;
-        tracing::trace!(
-            statement = self.name,
-            duration_us = started.elapsed().as_micros(),
-            rows = *result.as_ref().unwrap_or(&0),
-            "statement"
-        );
+        self.record(started.elapsed(), result.as_ref().ok().copied());
         result.map_err(|source| StoreError::Statement { statement: self.name, source })
     }
 }

@@ -31,6 +31,7 @@ mod issues;
 mod lanes;
 mod leases;
 mod liveness;
+mod metrics;
 mod phase2;
 mod pins;
 mod races;
