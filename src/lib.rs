@@ -17,6 +17,8 @@
 //! | [`api`] | the only HTTP server: routes by noun, authentication, errors |
 //! | [`web`] | pages for people, as HTML |
 //! | [`cli`] | one subcommand a file |
+//!
+//! `metrics` and [`telemetry`] stand beside these: everybody may count, time and log.
 
 pub mod api;
 pub mod cli;
@@ -24,6 +26,7 @@ pub mod config;
 pub mod coordinator;
 pub mod execution;
 pub mod forge;
+mod metrics;
 pub mod model;
 pub mod shutdown;
 pub mod store;

@@ -14,6 +14,7 @@ mod health;
 mod hosts;
 mod limits;
 mod logs;
+mod metrics;
 mod queues;
 mod receipts;
 mod stats;
@@ -74,6 +75,8 @@ pub fn routes(
         .unify()
         .or(webhook::routes(replica))
         .unify()
+        .or(metrics::routes(replica))
+        .unify()
         .boxed()
         .recover(recover)
         .unify()
@@ -95,6 +98,7 @@ async fn recover(rejection: Rejection) -> Result<Response, Infallible> {
 }
 
 fn log(info: warp::filters::log::Info<'_>) {
+    crate::metrics::request(info.method().as_str(), info.status().as_u16());
     tracing::debug!(
         http.method = %info.method(),
         http.path = info.path(),

@@ -78,6 +78,7 @@ async fn take(call: Call) -> Answer {
         max_retries: i32::try_from(config.tasks.max_retries).unwrap_or(i32::MAX),
     };
     let outcome = call.replica.store.take_issue(&taken, defaults).await?;
+    crate::metrics::delivery(outcome.result.as_str());
     if outcome.wakes {
         call.replica.wake_ready();
         call.replica.wake_revoked();
@@ -111,6 +112,7 @@ async fn ignore(replica: &Replica, delivery: Delivery, reason: &'static str) -> 
         )
         .await?;
     let result = if first { DeliveryResult::Ignored } else { DeliveryResult::Duplicate };
+    crate::metrics::delivery(result.as_str());
     let reply =
         json!({"delivery_id": delivery.delivery_id, "result": result.as_str(), "reason": reason});
     with_status(StatusCode::ACCEPTED, &reply)

@@ -13,6 +13,7 @@ mod hosts;
 mod list;
 mod migrate;
 pub mod serve;
+mod shell;
 mod task;
 mod terminal;
 
@@ -60,6 +61,10 @@ enum Command {
     Hosts(hosts::Args),
     /// The configuration.
     Config(config::Args),
+    /// Print what a shell needs to complete these commands.
+    Completions(shell::CompletionsArgs),
+    /// Write the manual's pages into a folder.
+    Man(shell::ManArgs),
 }
 
 /// How a command ended without success.
@@ -117,6 +122,8 @@ async fn run(cli: Cli) -> Outcome {
         Command::Agents(args) => agents::run(args).await,
         Command::Hosts(args) => hosts::run(args).await,
         Command::Config(args) => config::run(&args, path),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }
 

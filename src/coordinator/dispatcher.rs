@@ -43,8 +43,12 @@ async fn cycle(replica: &Arc<Replica>, phase_2: bool) -> Result<(), StoreError> 
     let actor = replica.actor();
     for _ in 0..ROUNDS {
         let reachable = replica.hosts.reachable();
+        let begun = Instant::now();
         let (claims, more) =
             replica.store.claim_for_hosts(&reachable, replica.session(), &actor).await?;
+        if !claims.is_empty() {
+            crate::metrics::claim("ssh_cli", claims.len(), begun.elapsed());
+        }
         for claim in claims {
             runner::spawn(replica, claim);
         }

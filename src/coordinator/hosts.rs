@@ -103,6 +103,13 @@ impl Hosts {
         ids
     }
 
+    /// Each host, and whether its last probe reached it.
+    pub(super) fn online(&self) -> Vec<(String, bool)> {
+        let states = self.states();
+        let reached = |state: &HostState| state.probe.as_ref().is_some_and(|p| p.online);
+        states.iter().map(|(host_id, state)| (host_id.clone(), reached(state))).collect()
+    }
+
     /// Where the tasks of a host agent run.
     pub(super) fn slot(&self, host_agent: HostAgentId) -> Option<Slot> {
         let states = self.states();

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -113,6 +113,11 @@ impl Matchmaker {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many agents wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
     }
 
     fn remove(&self, number: u64) -> Option<Waiting> {
@@ -250,7 +255,7 @@ pub(super) async fn poll(replica: &Arc<Replica>) {
         if sessions.is_empty() && !claimed {
             continue;
         }
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         if let Err(error) = look(replica, &sessions).await {
             tracing::warn!(error = %error_chain(&error), waiting = sessions.len(), "the poll for waiting agents failed");
             for waiting in replica.matchmaker.drain() {
@@ -315,8 +320,14 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], once: bool) -> b
             waiting.set = waiting.set.take().or_else(|| replica.store.effective(waiter));
         }
     }
+    let begun = Instant::now();
     let mut claims = match replica.store.claim_for_agents(&waiters, once).await {
-        Ok(claims) => claims,
+        Ok(claims) => {
+            if !claims.claimed.is_empty() {
+                crate::metrics::claim("http_pull", claims.claimed.len(), begun.elapsed());
+            }
+            claims
+        }
         Err(error) => {
             tracing::warn!(error = %error_chain(&error), waiting = asked.len(), "no claim was possible for waiting agents");
             for (number, _) in asked {

@@ -23,6 +23,7 @@ mod batch;
 mod callers;
 mod create;
 mod dispatcher;
+pub(crate) mod gauges;
 mod handed;
 mod heartbeats;
 mod hosts;

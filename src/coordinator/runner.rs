@@ -46,6 +46,11 @@ impl InHand {
         self.leases().iter().any(|held| held.task_id == task)
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.leases().len()
+    }
+
     fn leases(&self) -> std::sync::MutexGuard<'_, HashSet<HeldLease>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }

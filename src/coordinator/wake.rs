@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, watch};
@@ -98,6 +98,8 @@ fn payload(hints: &BTreeSet<Hint>) -> String {
 pub struct Wake {
     matchmaker: Notify,
     dispatcher: Notify,
+    /// Since when the matchmaker has had a hint that it has not looked at.
+    hinted: Mutex<Option<Instant>>,
     revoked: watch::Sender<u64>,
     probers: Notify,
     scheduler: Notify,
@@ -112,6 +114,7 @@ impl Wake {
         Self {
             matchmaker: Notify::new(),
             dispatcher: Notify::new(),
+            hinted: Mutex::default(),
             revoked: watch::Sender::new(0),
             probers: Notify::new(),
             scheduler: Notify::new(),
@@ -124,6 +127,10 @@ impl Wake {
     /// Ends when the matchmaker has something to look at.
     pub(super) async fn matchmaker(&self) {
         self.matchmaker.notified().await;
+        let hinted = self.hinted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(since) = hinted {
+            crate::metrics::wake(since.elapsed());
+        }
     }
 
     /// Wakes only the matchmaker: somebody has begun to wait, or may take more.
@@ -252,6 +259,10 @@ impl Replica {
     }
 
     fn act_on(&self, hint: &Hint) {
+        if matches!(hint, Hint::Anything | Hint::Ready { .. }) {
+            let mut hinted = self.wake.hinted.lock().unwrap_or_else(PoisonError::into_inner);
+            hinted.get_or_insert_with(Instant::now);
+        }
         match hint {
             Hint::Anything => {
                 self.store.ready_somewhere();

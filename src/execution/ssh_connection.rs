@@ -137,6 +137,7 @@ fn last_line(text: &str) -> String {
 pub(super) struct Connection {
     /// None once closed.
     session: tokio::sync::RwLock<Option<Session>>,
+    _counted: crate::metrics::SshSession,
     control_socket: PathBuf,
     slots: Arc<Semaphore>,
 }
@@ -150,6 +151,7 @@ impl Connection {
         Ok(Self {
             control_socket: session.control_socket().to_owned(),
             session: tokio::sync::RwLock::new(Some(session)),
+            _counted: crate::metrics::SshSession::open(),
             slots: Arc::new(Semaphore::new(slots)),
         })
     }

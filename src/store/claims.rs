@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    connection::{GenericClient, begin, commit},
+    connection::{begin, commit},
     error::retry,
     rows::get,
     statement::{

@@ -4,7 +4,7 @@
 //! transaction may be on another connection of the server, where that name means nothing or something else. There each
 //! statement is sent without a name, in one round trip, which needs the types of its parameters.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Instant};
 
 use deadpool_postgres::Object;
 use tokio_postgres::{
@@ -131,9 +131,12 @@ pub(super) async fn begin_snapshot(client: &mut Client) -> Result<Transaction<'_
 
 /// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
 pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
+    let started = Instant::now();
     in_time(tx.inner.commit())
         .await?
-        .map_err(|source| StoreError::Statement { statement: "commit", source })
+        .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+    crate::metrics::commit(started.elapsed());
+    Ok(())
 }
 
 /// Asks the server itself what types the parameters of all statements have.

@@ -124,6 +124,11 @@ impl Store {
         &self.ledger
     }
 
+    /// Connections of the pool: how many there may be, are, are free, and how many callers wait for one.
+    pub(crate) fn pool_status(&self) -> deadpool_postgres::Status {
+        self.pool.status()
+    }
+
     /// How many others seem to claim, too.
     pub(super) fn crowd(&self) -> &Crowd {
         &self.crowd

@@ -290,7 +290,8 @@ impl Store {
     /// So many slots are free again.
     pub(super) fn remember_ends(&self, ends: &[EndLease], ended: &[Ended]) {
         for (end, ended) in ends.iter().zip(ended) {
-            if matches!(ended, Ended::Now(_)) {
+            if let Ended::Now(status) = ended {
+                crate::metrics::lease_ended(end.outcome.as_str(), status.as_str());
                 self.ledger().ended(end.held.holder, end.held.task_id, end.held.lease);
             }
         }

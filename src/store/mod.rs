@@ -8,6 +8,7 @@ mod agents;
 mod claims;
 mod client;
 mod connection;
+mod counts;
 mod create;
 mod definitions;
 mod error;
@@ -40,6 +41,7 @@ pub use agents::{
 };
 pub use claims::PushClaim;
 pub use connection::Store;
+pub use counts::{TaskCount, WorkerCount};
 pub use create::{Created, Creation, NewRequest, NewTask};
 pub use definitions::{function_names, view_names};
 pub use error::StoreError;

@@ -52,6 +52,8 @@ statements! {
     CLAIM_PUSH_2_READY "claim_push_2_ready"
     CLAIM_PUSH_3_TAKE "claim_push_3_take"
     COMPLETE_BY_FORGE "complete_by_forge"
+    COUNT_TASKS "count_tasks"
+    COUNT_WORKERS "count_workers"
     DECIDE_PULL "decide_pull"
     DELETE_AGENT "delete_agent"
     DELETE_HOST_AGENTS "delete_host_agents"
@@ -174,13 +176,20 @@ impl Statement {
     ) -> Result<Vec<Row>, StoreError> {
         let started = Instant::now();
         let result = in_time(client.query(self, params)).await?;
+        let rows = result.as_ref().ok().map(|rows| rows.len() as u64);
+        self.record(started.elapsed(), rows);
+        result.map_err(|source| StoreError::Statement { statement: self.name, source })
+    }
+
+    /// Tells how long it took; no rows mean that it failed.
+    fn record(&self, took: Duration, rows: Option<u64>) {
         tracing::trace!(
             statement = self.name,
-            duration_us = started.elapsed().as_micros(),
-            rows = result.as_ref().map_or(0, Vec::len),
+            duration_us = took.as_micros(),
+            rows = rows.unwrap_or(0),
             "statement"
         );
-        result.map_err(|source| StoreError::Statement { statement: self.name, source })
+        crate::metrics::statement(self.name, took, rows);
     }
 
     /// Has it ready on a connection, so that statements sent together arrive in the order in which they were sent.
@@ -218,12 +227,7 @@ impl Statement {
     ) -> Result<u64, StoreError> {
         let started = Instant::now();
         let result = in_time(client.execute(self, params)).await?;
-        tracing::trace!(
-            statement = self.name,
-            duration_us = started.elapsed().as_micros(),
-            rows = *result.as_ref().unwrap_or(&0),
-            "statement"
-        );
+        self.record(started.elapsed(), result.as_ref().ok().copied());
         result.map_err(|source| StoreError::Statement { statement: self.name, source })
     }
 }

@@ -66,7 +66,7 @@ fn dependencies_point_one_way() {
         &["api"],
         &["coordinator"],
         &["forge", "execution", "store", "web"],
-        &["telemetry"],
+        &["telemetry", "metrics"],
         &["config"],
         &["shutdown", "tls"],
         &["model"],

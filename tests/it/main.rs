@@ -39,6 +39,7 @@ mod leftovers;
 mod liveness;
 mod marks;
 mod membership;
+mod metrics;
 mod openapi;
 mod parking;
 mod pgbouncer;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands in for a coding agent's CLI in `agent-fleet dev`: reads its prompt, prints a few lines, changes nothing.
+# Stands in for a coding agent's CLI in demos: reads its prompt, prints a few lines, $1 (1) seconds apart, changes nothing.
 goal='nothing'
 while IFS= read -r line; do
     case $line in
@@ -11,6 +11,6 @@ echo "demo: attempt ${AGENT_FLEET_ATTEMPT:-?} of ${AGENT_FLEET_TASK_KEY:-a task}
 echo "demo: the goal is: $goal"
 for step in reading thinking writing; do
     echo "demo: $step ..."
-    sleep 1
+    sleep "${1:-1}"
 done
 echo "demo: done; a real agent would have opened a pull request from ${AGENT_FLEET_BRANCH:-its branch}"
