@@ -1,6 +1,6 @@
 //! Chaos: everything that can be killed is killed, again and again, while tasks go through; then the books are checked.
 //!
-//! Real processes only. `scripts/chaos` builds the release program and runs this; plain `cargo test` runs it as
+//! Real processes only. `scripts/chaos` builds the release program and runs this; `cargo test --test chaos` runs it as
 //! `--quick`. Shape:
 //!
 //! | file | does |
