@@ -43,6 +43,10 @@ impl Shared for Create {
         let created = replica.store.create_together(&requests).await?;
         let places: Vec<_> = created.iter().flat_map(|c| c.places.iter().copied()).collect();
         replica.wake_ready_at(&places);
+        if created.iter().any(|made| made.places.len() < made.tasks.len()) {
+            // Some are for later.
+            replica.wake_scheduler();
+        }
         Ok(created)
     }
 }

@@ -45,15 +45,15 @@ macro_rules! built {
 
 built! {
     "assign_task" "uuid, text, text, double precision, text"
-        "table (status text, lease bigint, holder uuid, applied boolean)"
-    "cancel_task" "uuid, text, text" "table (status text, lease bigint, holder uuid, applied boolean)"
+        "table (status text, lease bigint, holder uuid, applied boolean, xid text)"
+    "cancel_task" "uuid, text, text" "table (status text, lease bigint, holder uuid, applied boolean, xid text)"
     "delete_old_deliveries" "double precision, integer" "table (deleted bigint)"
     "delete_old_keys" "double precision, integer" "table (deleted bigint)"
     "find_target" "text, uuid" "table (kind text, capable boolean)"
     // What it returns is for the coordinator alone.
     "insert_tasks" "jsonb, text" "void"
     "purge_tasks" "double precision, uuid, boolean, integer" "table (last_id uuid, purged bigint)"
-    "retry_task" "uuid, text, text, text" "table (status text, lease bigint, holder uuid, applied boolean)"
+    "retry_task" "uuid, text, text, text" "table (status text, lease bigint, holder uuid, applied boolean, xid text)"
     "set_lane_paused" "text[], boolean" "table (lane_id bigint, paused_at timestamptz)"
 }
 

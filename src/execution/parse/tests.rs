@@ -177,11 +177,12 @@ fn garbage_and_endless_lines_are_survived() {
             assert!(parser.line.len() <= MAX_LINE);
         }
         parser.feed(b"\n");
-        if *format == OutputFormat::CodexJson {
-            parser.feed(CODEX.as_bytes());
-        } else {
-            parser.feed(CLAUDE.as_bytes());
-        }
+        parser.feed(match format {
+            OutputFormat::CodexJson => CODEX.as_bytes(),
+            OutputFormat::OpencodeJson => OPENCODE.as_bytes(),
+            OutputFormat::GeminiJson => GEMINI.as_bytes(),
+            OutputFormat::ClaudeJson | OutputFormat::Raw => CLAUDE.as_bytes(),
+        });
         let outcome = parser.finish(Some(0), ExitReason::Exited, "", now());
         assert_eq!(outcome.kind, OutcomeKind::Succeeded, "{format}");
     }
