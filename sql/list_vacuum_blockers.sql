@@ -7,7 +7,10 @@ select 'transaction' as kind, a.pid, coalesce(nullif(a.application_name, ''), a.
        extract(epoch from now() - a.xact_start)::double precision as age_secs
   from pg_stat_activity a
  where a.datname = current_database() and a.pid <> pg_backend_pid() and (a.backend_xmin is not null or a.backend_xid is not null)
-   and a.backend_type <> 'autovacuum worker' and a.xact_start < now() - make_interval(secs => $1)
+   and a.backend_type is distinct from 'autovacuum worker'
+   and (a.xact_start < now() - make_interval(secs => $1)
+        -- another account's, which only pg_read_all_stats sees in full
+        or (a.xact_start is null and age(coalesce(a.backend_xmin, a.backend_xid)) > 100000))
 union all
 select 'prepared transaction', null, p.gid, null, extract(epoch from now() - p.prepared)::double precision
   from pg_prepared_xacts p

@@ -53,7 +53,7 @@ async fn a_claim_whose_commit_was_not_heard_of_is_undone_and_costs_no_attempt() 
         "with claimed as (
            update fleet.tasks
               set status = 'assigned', execution_mode = 'ssh_cli', lease = lease + 1, attempt = attempt + 1,
-                  holder = '{}', host_agent_id = (select host_agent_id from fleet.host_agents), assigned_host = 'h/ok',
+                  claimed_version = spec_version, holder = '{}', host_agent_id = (select host_agent_id from fleet.host_agents), assigned_host = 'h/ok',
                   assigned_at = now(), deadline_at = now() + interval '1 hour'
             where task_id = '{id}' returning task_id, lease, attempt)
          insert into fleet.task_events (task_id, type, from_status, to_status, actor, lease, attempt)
