@@ -178,13 +178,6 @@ impl Call {
 
     /// The body as JSON. A missing or mistyped field is named; unknown ones are ignored; null counts as absent.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        // Nearly every body is right, and then need not be taken apart twice. Serde would also take an array for a struct.
-        let bytes = self.json_bytes()?;
-        if bytes.trim_ascii_start().first() == Some(&b'{')
-            && let Ok(body) = serde_json::from_slice(bytes)
-        {
-            return Ok(body);
-        }
         from_value(self.json_value()?)
     }
 

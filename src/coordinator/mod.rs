@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`dispatcher`] | phase 1 pushes tasks to hosts; phase 2 leaves to pull what no host could ever serve |
 //! | [`matchmaker`] | claims for the agents that wait |
-//! | [`settle`], [`create`](mod@create), [`start`](mod@start), [`batch`] | no loops: writes that arrive together commit together |
+//! | [`settle`](mod@settle), [`create`](mod@create), [`start`](mod@start), [`batch`] | no loops: writes that arrive together commit together |
 //! | [`callers`] | remembers who callers are, and looks again |
 //! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
 //! | [`hosts`], [`sweep`] | probes the hosts, and ends what is left over there |

@@ -87,8 +87,10 @@ fn payload(hints: &BTreeSet<Hint>) -> String {
     }
     // Credentials are not forgotten by a word that says only that there may be work.
     let callers = || words.iter().filter(|word| word.starts_with("caller:"));
-    let short: Vec<&str> =
-        ["*", "revoked", "probe", ORPHANED].into_iter().chain(callers().map(String::as_str)).collect();
+    let short: Vec<&str> = ["*", "revoked", "probe", ORPHANED]
+        .into_iter()
+        .chain(callers().map(String::as_str))
+        .collect();
     let short = short.join(" ");
     if short.len() <= MAX_PAYLOAD { short } else { "* revoked probe orphaned callers".to_owned() }
 }

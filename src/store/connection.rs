@@ -6,7 +6,7 @@ use std::{
 };
 
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
+    Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client as Session, SimpleQueryMessage};
@@ -87,6 +87,8 @@ impl Store {
                 recycle: Some(ANSWER),
             })
             .pre_recycle(distrust())
+            // The one used last, so that few are idle long enough to be asked.
+            .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|e| StoreError::Address { reason: e.to_string() })?;
         Ok(Self {

@@ -245,8 +245,10 @@ impl Store {
         if chosen.is_empty() {
             return Ok(PullClaims::default());
         }
-        let mut claims =
-            self.work_once(&[], Duration::ZERO, &chosen, Some(candidates), &mut false).await?.claims;
+        let mut claims = self
+            .work_once(&[], Duration::ZERO, &chosen, Some(candidates), &mut false)
+            .await?
+            .claims;
         for claim in &mut claims.claimed {
             claim.0 = places[claim.0];
         }
@@ -279,7 +281,9 @@ impl Store {
         candidates: Option<Candidates>,
         unheard: &mut bool,
     ) -> Result<Worked, StoreError> {
-        let result = self.work_in_one(ends, backoff, waiters, candidates, unheard).await;
+        // On the heap: large, and once for all that ask.
+        let working = Box::pin(self.work_in_one(ends, backoff, waiters, candidates, unheard));
+        let result = working.await;
         if result.is_err() {
             self.ledger().doubt(waiters.iter().map(|w| w.session));
         }
@@ -334,7 +338,8 @@ impl Store {
                 }
             },
         )?;
-        let mut worked = Worked { ended: ending.outcomes(&tx, &ended, *unheard).await?, ..Worked::default() };
+        let mut worked =
+            Worked { ended: ending.outcomes(&tx, &ended, *unheard).await?, ..Worked::default() };
         show(&mut worked.claims.tasks, &shown)?;
         if ended.iter().any(|row| get::<&str>(row, "source") == "forgejo") {
             // A newer state of the issue may have been applied since.
@@ -449,12 +454,14 @@ impl Store {
             }
             let (taken, shown) = self.take_pairs(tx, &taking, &pairs, &switched).await?;
             show(&mut claims.tasks, &shown)?;
-            let places: HashMap<TaskId, usize> =
-                pairs.iter().map(|pair| (pair.task_id, pair.place)).collect();
-            for row in &taken {
-                let task_id = TaskId(get::<Uuid>(row, "task_id"));
-                let lease = Lease(get(row, "lease"));
-                let Some(&place) = places.get(&task_id) else { continue };
+            let leases: HashMap<TaskId, Lease> = taken
+                .iter()
+                .map(|row| (TaskId(get::<Uuid>(row, "task_id")), Lease(get(row, "lease"))))
+                .collect();
+            // In the order in which they were chosen: that is the queue's.
+            for pair in &pairs {
+                let (task_id, place) = (pair.task_id, pair.place);
+                let Some(&lease) = leases.get(&task_id) else { continue };
                 served.insert(place);
                 claims.claimed.push((place, task_id, lease));
                 if let Some(held) = held.get_mut(&waiters[place].session) {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
-/// The description of the API, OpenAPI 3.1.
+/// The description of the API, in `OpenAPI` 3.1.
 pub const OPENAPI: &str = include_str!("../../docs/openapi.yaml");
 
 const STYLE: &str = include_str!("api_page.css");

@@ -62,6 +62,12 @@ async fn what_is_no_json_object_is_a_400() {
                 continue;
             }
             let reply = post_bytes(&node, &endpoint.path, body).await;
+            if what == "an array of numbers" && endpoint.name.ends_with("/receipts") {
+                // Each item of an array is judged on its own.
+                let judged = &reply.body["results"][0];
+                assert_eq!((reply.status.as_u16(), &judged["code"]), (200, &"bad_request".into()));
+                continue;
+            }
             reply.is_error(&format!("{what} to {}", endpoint.name), 400, "bad_request");
         }
         if !endpoint.may_be_empty() {

@@ -16,7 +16,7 @@ fn git(at: &Path, args: &[&str]) {
 /// A repository whose default branch is `trunk`.
 fn repository(home: &Path) -> String {
     let repo = home.join("it's a $(touch ~/bad) repo");
-    fs::create_dir(&repo).unwrap();
+    fs::create_dir_all(&repo).unwrap();
     git(&repo, &["init", "-q", "-b", "trunk"]);
     fs::write(repo.join("README"), "the readme\n").unwrap();
     git(&repo, &["add", "."]);

@@ -212,7 +212,7 @@ async fn one_agents_pins_hide_no_other_agents_pin() {
     }
     pull(&store, a).await.unwrap();
     // a is full now, and waits like anybody.
-    let both = [a, b].map(|session| Waiter::one(session));
+    let both = [a, b].map(Waiter::one);
     let claims = store.claim_for_agents(&both, true).await.unwrap().claimed;
     assert_eq!(claims.iter().map(|c| (c.0, c.1)).collect::<Vec<_>>(), [(1, ids[4])]);
 }

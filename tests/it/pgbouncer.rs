@@ -1,4 +1,4 @@
-//! Behind PgBouncer in transaction mode: each transaction may be on another connection of the server.
+//! Behind `PgBouncer` in transaction mode: each transaction may be on another connection of the server.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -26,7 +26,7 @@ fn value<'a>(url: &'a str, key: &str) -> &'a str {
     url.split(' ').find_map(|pair| pair.strip_prefix(&format!("{key}="))).unwrap()
 }
 
-/// PgBouncer in front of the server of a database, with three connections to it; the database's address through it.
+/// `PgBouncer` in front of the server of a database, with three connections to it; the database's address through it.
 async fn pgbouncer(dir: &Path, db: &Db) -> (Program, String) {
     let port = free_port();
     let (socket, user) = (value(db.url(), "host"), value(db.url(), "user"));

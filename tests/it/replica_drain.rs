@@ -125,7 +125,7 @@ async fn with_drain_wait_a_run_ends_under_the_replica_that_began_it() {
     }
 }
 
-/// HAProxy in front of these ports, as docs/operations.md has it, only quicker.
+/// `HAProxy` in front of these ports, as docs/operations.md has it, only quicker.
 fn haproxy(dir: &Path, listen: u16, servers: &[u16]) -> Program {
     let mut text = format!(
         "global\n    stats socket {}\ndefaults\n    mode http\n    timeout connect 2s\n    timeout client 75s\n    \
@@ -143,7 +143,7 @@ fn haproxy(dir: &Path, listen: u16, servers: &[u16]) -> Program {
     Program::start(command)
 }
 
-/// What HAProxy thinks of a server.
+/// What `HAProxy` thinks of a server.
 async fn is_up(dir: &Path, port: u16) -> Option<bool> {
     let mut stream = UnixStream::connect(dir.join("stats")).await.ok()?;
     stream.write_all(b"show stat\n").await.ok()?;

@@ -184,7 +184,7 @@ async fn an_idle_replica_asks_little() {
         tokio::time::sleep(Duration::from_secs(12)).await;
         let (after, secs) = (db.count(committed).await, since.elapsed().as_secs_f64());
         let rate = (after - before) as f64 / secs;
-        node.must("/api/v1/tasks", json!({"title": "enough"})).await;
+        node.must("/api/v1/tasks", json!({"title": "enough", "execution_mode": "http_pull"})).await;
         rate
     };
     let (got, rate) = tokio::join!(poll, count);

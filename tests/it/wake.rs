@@ -114,15 +114,23 @@ async fn waiting_agents_cost_no_query_each() {
     let db = Db::new().await;
     let node = Arc::new(Node::start(&db, "r", "").await);
     let mut places = Vec::new();
+    // A connection that goes idle tells its counts up to 10 s later; one that ends tells them at once.
+    let registrar = db.store();
     for n in 0..200 {
-        let session =
-            crate::support::fleet::agent(&node.replica.store, &format!("a{n}"), &[], 1).await;
+        let session = crate::support::fleet::agent(&registrar, &format!("a{n}"), &[], 1).await;
         places.push(agent_fleet::coordinator::Matchmaker::wait(
             &node.replica,
             agent_fleet::store::Waiter::one(session),
             false,
         ));
     }
+    registrar.close();
+    eventually("the registrar has gone", async || {
+        let left = "select count(*) from pg_stat_activity
+                     where datname = current_database() and application_name = 'agent-fleet/test'";
+        (db.count(left).await == 0).then_some(())
+    })
+    .await;
     // A rate, so it needs a time: one poll for all of them every 2 s, and the loops.
     let commits = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
     let settle = async || {

@@ -33,7 +33,7 @@ pub(super) fn array(capability: &str, tasks: usize) -> Vec<u8> {
     serde_json::Value::Array(vec![task; tasks]).to_string().into_bytes()
 }
 
-/// Creates an array of tasks, see [`array`], all or none.
+/// Creates an array of tasks, see [`array()`], all or none.
 pub(super) async fn create_array(
     connection: &mut Connection,
     array: &[u8],

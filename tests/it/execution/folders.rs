@@ -104,7 +104,7 @@ async fn a_folder_that_takes_nothing_more_is_a_problem_and_starts_nothing() {
     }
 }
 
-/// As logind does where KillUserProcesses is on: what a connection leaves behind ends with it.
+/// As logind does where `KillUserProcesses` is on: what a connection leaves behind ends with it.
 #[derive(Debug)]
 struct Reaping<'a> {
     inner: &'a dyn Executor,

@@ -9,10 +9,10 @@ pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod node;
 pub(crate) mod program;
-mod wait;
 pub(crate) mod property;
 pub(crate) mod proxy;
 pub(crate) mod sshd;
 pub(crate) mod standby;
+mod wait;
 
 pub(crate) use wait::eventually;
