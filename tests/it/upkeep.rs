@@ -176,10 +176,10 @@ async fn an_idle_replica_asks_little() {
     node.until_host("h", "online").await;
     node.register("a", &[], 1).await;
     let committed = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
-    let poll = node.dequeue("a", 20);
+    let poll = node.dequeue("a", 40);
     let count = async {
-        // What starting cost has been counted by then.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        // What starting cost has been counted by then: connections that go idle tell of it after 10 s.
+        tokio::time::sleep(Duration::from_secs(11)).await;
         let (before, since) = (db.count(committed).await, Instant::now());
         tokio::time::sleep(Duration::from_secs(12)).await;
         let (after, secs) = (db.count(committed).await, since.elapsed().as_secs_f64());
