@@ -95,6 +95,8 @@ pub(super) struct Ranges {
     pub(super) lanes: Vec<i64>,
     pub(super) priorities: Vec<i16>,
     pub(super) lows: Vec<i64>,
+    /// The lanes are not known, so nothing can be found: a hint told of a lane while they were being read.
+    pub(super) blind: bool,
     /// Number of the last hint before the read.
     begun: u64,
 }
@@ -167,7 +169,8 @@ impl Ready {
     /// Where tasks for these sets may be; `in_full` also where nothing was found before.
     pub(super) fn ranges(&self, sets: &[&CapabilitySet], in_full: bool) -> Ranges {
         let state = self.lock();
-        let mut ranges = Ranges { begun: state.hints, ..Ranges::default() };
+        let mut ranges =
+            Ranges { begun: state.hints, blind: state.lanes.is_none(), ..Ranges::default() };
         for (set_no, set) in (1..).zip(sets) {
             for (lane, required) in state.lanes.iter().flatten() {
                 if !set.satisfies(required.as_slice()) {

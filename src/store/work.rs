@@ -116,6 +116,8 @@ impl Crowd {
 struct Candidates {
     by_set: Vec<Vec<Candidate>>,
     pinned: HashMap<String, Vec<TaskId>>,
+    /// Only pins were looked for: the lanes were forgotten while they were read. To be looked at again.
+    blind: bool,
 }
 
 /// Who asks, by what was registered: distinct sets of capabilities, and which one each waiter has.
@@ -222,6 +224,7 @@ impl Store {
             self.read_lanes(&client).await?;
         }
         let candidates = self.candidates(&client, &asking, in_full, 0, 0).await?;
+        let blind = candidates.blind;
         drop(client);
         // Those that would get something, and those that may have something already.
         let mut rooms = waiters.iter().map(|w| (w.session, usize::MAX)).collect();
@@ -243,7 +246,7 @@ impl Store {
             .map(|(place, waiter)| (place, waiter.clone()))
             .unzip();
         if chosen.is_empty() {
-            return Ok(PullClaims::default());
+            return Ok(PullClaims { shortfall: blind, ..PullClaims::default() });
         }
         let mut claims = self
             .work_once(&[], Duration::ZERO, &chosen, Some(candidates), &mut false)
@@ -256,7 +259,7 @@ impl Store {
             list.iter_mut().for_each(|place| *place = places[*place]);
         }
         // Who was passed over for a candidate that went to nobody.
-        claims.shortfall |= !claims.barred.is_empty() && places.len() < waiters.len();
+        claims.shortfall |= blind || !claims.barred.is_empty() && places.len() < waiters.len();
         Ok(claims)
     }
 
@@ -638,8 +641,11 @@ impl Store {
             },
         )?;
         self.ready().found(&ranges, &ready, depth);
-        let mut candidates =
-            Candidates { by_set: ready::by_set(&ready, sets.len()), pinned: HashMap::new() };
+        let mut candidates = Candidates {
+            by_set: ready::by_set(&ready, sets.len()),
+            pinned: HashMap::new(),
+            blind: ranges.blind,
+        };
         for row in &pinned {
             let task_id = TaskId(get::<Uuid>(row, "task_id"));
             candidates.pinned.entry(get(row, "pinned_to")).or_default().push(task_id);

@@ -11,11 +11,44 @@ use uuid::Uuid;
 
 use crate::support::{
     db::Db,
+    eventually,
     fleet::{HOUR, agent, complete, create, host, operator, pull, push, replica, task},
 };
 
 fn sql(name: &str) -> &'static str {
     STATEMENTS.iter().find(|s| s.name == name).unwrap().text
+}
+
+#[tokio::test]
+async fn lanes_that_are_forgotten_while_they_are_read_are_looked_for_again() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&[], Mode::Undecided), 1).await;
+    let session = agent(&store, "a", &[], 1).await;
+    let waiter = [Waiter::one(session)];
+
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    tx.batch_execute("lock table fleet.lanes in access exclusive mode").await.unwrap();
+    let asking = tokio::spawn({
+        let (store, waiter) = (store.clone(), waiter.clone());
+        async move { store.claim_for_agents(&waiter, true).await.unwrap() }
+    });
+    eventually("the claim to read the lanes", async || {
+        let waits = "select count(*) from pg_stat_activity
+                      where datname = current_database() and wait_event_type = 'Lock'";
+        (db.count(waits).await > 0).then_some(())
+    })
+    .await;
+    store.ready_somewhere();
+    tx.rollback().await.unwrap();
+    let claims = asking.await.unwrap();
+    assert!(
+        !claims.claimed.is_empty() || claims.shortfall,
+        "it must not say that there is nothing"
+    );
+    let claims = store.claim_for_agents(&waiter, true).await.unwrap();
+    assert_eq!(claims.claimed.len(), 1);
 }
 
 #[tokio::test]
