@@ -39,4 +39,4 @@ claimer as (
      set claimer = $5
    where s.session_id = any ($6::uuid[])
 )
-select task_id, session_id, lease from claimed
+select task_id, session_id, lease, attempt, from_status, agent_id from claimed

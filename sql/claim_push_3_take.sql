@@ -34,4 +34,4 @@ event as (
          jsonb_build_object('execution_mode', 'ssh_cli', 'host', host)
     from claimed
 )
-select task_id, host_agent_id, lease from claimed
+select task_id, host_agent_id, lease, attempt, from_status, host from claimed

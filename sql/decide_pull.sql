@@ -43,4 +43,4 @@ event as (
          '{"execution_mode": "http_pull", "reason": "no known host could serve it"}'
     from decided
 )
-select count(*) as decided from decided
+select task_id, lease, attempt from decided

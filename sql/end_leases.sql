@@ -92,6 +92,6 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('reason', reason, 'receipt', receipt ->> 'status'))
     from verdict
 )
-select c.ord, v.ord is not null as applied, v.to_status, c.source
+select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source
   from cur c
   left join verdict v on v.ord = c.ord

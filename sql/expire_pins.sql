@@ -23,4 +23,4 @@ event as (
          jsonb_build_object('pinned_to', pinned_to)
     from freed
 )
-select count(*) as freed from freed
+select task_id, lease, attempt from freed

@@ -21,4 +21,4 @@ event as (
   insert into fleet.task_events (task_id, type, from_status, to_status, actor, lease, attempt)
   select task_id, 'due', 'scheduled', 'created', $2::text, lease, attempt from ready
 )
-select count(*) as promoted from ready
+select task_id, lease, attempt from ready

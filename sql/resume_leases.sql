@@ -17,4 +17,4 @@ event as (
   insert into fleet.task_events (task_id, type, actor, lease, attempt)
   select task_id, 'resumed', $4::text, lease, attempt from resumed
 )
-select task_id, lease from resumed order by task_id
+select task_id, lease, attempt from resumed order by task_id

@@ -10,7 +10,7 @@ with input as materialized (
       as i(task_id, lease, holder, actor, detail, timeout_secs, ord)
 ),
 cur as materialized (
-  select i.ord, i.task_id, i.actor, i.detail, i.timeout_secs, t.status, t.execution_mode,
+  select i.ord, i.task_id, i.actor, i.detail, i.timeout_secs, t.status, t.attempt, t.execution_mode,
          coalesce(t.lease = i.lease and t.holder = i.holder, false) as held
     from input i
     join fleet.tasks t on t.task_id = i.task_id
@@ -37,5 +37,6 @@ event as (
    where from_status = 'assigned' or detail <> '{}'
 )
 select ord, held as applied, execution_mode,
-       case when held and status = 'assigned' then 'running' else status end as status
+       case when held and status = 'assigned' then 'running' else status end as status, attempt,
+       case when not held then null when status = 'assigned' then 'started' when detail <> '{}' then 'progress' end as type
   from cur

@@ -24,7 +24,7 @@ event as (
   insert into fleet.task_events (task_id, type, actor, lease, attempt)
   select task_id, 'taken_over', $3::text, lease, attempt from taken
 )
-select taken.task_id, taken.lease, taken.host_agent_id, r.run_lease, r.output, r.work_dir, r.timeout_secs, r.next_offset,
+select taken.task_id, taken.lease, taken.attempt, taken.host_agent_id, r.run_lease, r.output, r.work_dir, r.timeout_secs, r.next_offset,
        r.started_at is not null as started
   from taken
   left join lateral (

@@ -10,6 +10,7 @@ use super::{
     Store, StoreError,
     connection::{begin, commit},
     error::retry,
+    journal::{Journal, Line},
     rows::{get, word},
     statement::{
         BEGIN_SESSION, CHECK_CALLERS, CHECK_SESSIONS, DELETE_AGENT, END_SESSIONS_OF,
@@ -17,7 +18,9 @@ use super::{
         RESUME_LEASES, SET_AGENT_DRAINED, UPSERT_AGENT, USE_TOKEN,
     },
 };
-use crate::model::{Actor, Agent, AgentId, AgentStatus, CapabilitySet, Lease, SessionId, TaskId};
+use crate::model::{
+    Actor, Agent, AgentId, AgentStatus, CapabilitySet, EventType, Lease, SessionId, TaskId,
+};
 
 /// What an agent says of itself.
 #[derive(Debug, Clone)]
@@ -196,16 +199,28 @@ impl Store {
         replaced.sort_unstable();
         replaced.dedup();
         let mut resumed = Vec::new();
+        let mut journal = Journal::default();
         if !resume.is_empty() {
             let tasks: Vec<Uuid> = resume.iter().map(|t| t.0).collect();
             let before: Vec<Uuid> = replaced.iter().map(|s| s.0).collect();
             let actor = Actor::Agent(agent_id.to_owned()).to_string();
             let rows = RESUME_LEASES.rows(&tx, &[&tasks, &before, &session, &actor]).await?;
+            for row in &rows {
+                journal.note(|| Line {
+                    task_id: get(row, "task_id"),
+                    event: EventType::Resumed.to_string(),
+                    lease: Lease(get(row, "lease")),
+                    attempt: Some(get(row, "attempt")),
+                    actor: actor.clone(),
+                    ..Line::default()
+                });
+            }
             resumed.extend(
                 rows.iter().map(|r| (TaskId(get::<Uuid>(r, "task_id")), Lease(get(r, "lease")))),
             );
         }
         commit(tx).await?;
+        journal.write();
         Ok(Ok(Registered { session: SessionId(session), replaced: replaced.clone(), resumed }))
     }
 

@@ -13,13 +13,16 @@ use super::{
     Store, StoreError,
     connection::{begin, commit},
     error::retry,
+    journal::{Journal, Line},
     rows::get,
     statement::{
         CLAIM_PUSH_1_LOCK, CLAIM_PUSH_2_COUNT, CLAIM_PUSH_2_PINNED, CLAIM_PUSH_2_READY,
         CLAIM_PUSH_3_TAKE, Params,
     },
 };
-use crate::model::{Actor, CapabilitySet, HostAgentId, Lease, SessionId, TaskId};
+use crate::model::{
+    Actor, CapabilitySet, EventType, HostAgentId, Lease, SessionId, Status, TaskId,
+};
 
 /// A task taken for a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +126,7 @@ impl Store {
         // Tasks that this claim has, or lost to others.
         let mut gone: HashSet<Uuid> = HashSet::new();
         let mut shortfall = false;
+        let mut journal = Journal::default();
         for round in 0..ROUNDS {
             let depth = depth(wanted, gone.len(), round);
             let (p1, p2, p3): (Params<'_>, Params<'_>, Params<'_>) =
@@ -164,6 +168,12 @@ impl Store {
             let rows = CLAIM_PUSH_3_TAKE
                 .rows(&tx, &[&tasks, &slots, &session.0, &actor.to_string()])
                 .await?;
+            for row in &rows {
+                journal.note(|| Line {
+                    host: Some(get(row, "host")),
+                    ..claimed_line(row, actor.to_string())
+                });
+            }
             claims.extend(rows.iter().map(|row| PushClaim {
                 task_id: TaskId(get::<Uuid>(row, "task_id")),
                 lease: Lease(get(row, "lease")),
@@ -178,8 +188,23 @@ impl Store {
         }
         if !claims.is_empty() {
             commit(tx).await?;
+            journal.write();
         }
         Ok((claims, shortfall))
+    }
+}
+
+/// The log line of a claim, by a row of its last statement.
+pub(super) fn claimed_line(row: &Row, actor: String) -> Line {
+    Line {
+        task_id: get(row, "task_id"),
+        event: EventType::Claimed.to_string(),
+        from: Some(get(row, "from_status")),
+        status: Some(Status::Assigned.to_string()),
+        lease: Lease(get(row, "lease")),
+        attempt: Some(get(row, "attempt")),
+        actor,
+        ..Line::default()
     }
 }
 

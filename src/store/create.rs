@@ -9,6 +9,7 @@ use super::{
     ReadyPlace, Store, StoreError,
     connection::{GenericClient, begin, commit},
     error::retry,
+    journal::{Journal, Line},
     rows::get,
     statement::{
         FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, GET_TASKS, INSERT_IDEMPOTENCY_KEY, INSERT_TASKS,
@@ -16,7 +17,7 @@ use super::{
     },
     tasks::show,
 };
-use crate::model::{Actor, ExecutionMode, Priority, Repo, Source, Task, TaskId};
+use crate::model::{Actor, EventType, ExecutionMode, Priority, Repo, Source, Task, TaskId};
 
 /// A task that is to be.
 #[derive(Debug, Clone, Serialize)]
@@ -141,8 +142,22 @@ pub(super) struct Inserted {
 pub(super) async fn insert<C: GenericClient>(
     client: &C,
     tasks: &[Identified<'_>],
+    journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
     let rows = INSERT_TASKS.rows(client, &[&serde_json::json!(tasks)]).await?;
+    for row in &rows {
+        let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
+        let Some(task) = tasks.get(place) else { continue };
+        journal.note(|| Line {
+            task_id: task.task_id.0,
+            key: Some(task.key.clone()),
+            event: EventType::Created.to_string(),
+            status: Some(get(row, "status")),
+            attempt: Some(0),
+            actor: task.actor.clone(),
+            ..Line::default()
+        });
+    }
     let ids = rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect();
     let places = rows
         .iter()
@@ -231,11 +246,13 @@ impl Store {
     async fn create_all(&self, rows: &[Identified<'_>]) -> Result<Option<Creation>, StoreError> {
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
-        let (inserted, tasks) = insert_and_show(&tx, rows).await?;
+        let mut journal = Journal::default();
+        let (inserted, tasks) = insert_and_show(&tx, rows, &mut journal).await?;
         if inserted.ids.len() < rows.len() {
             return Ok(None);
         }
         commit(tx).await?;
+        journal.write();
         Ok(Some(Creation { outcome: Created::New(inserted.ids), tasks, places: inserted.places }))
     }
 
@@ -266,7 +283,8 @@ impl Store {
             }
         }
 
-        let (inserted, mut tasks) = insert_and_show(&tx, rows).await?;
+        let mut journal = Journal::default();
+        let (inserted, mut tasks) = insert_and_show(&tx, rows, &mut journal).await?;
         let outcome = if inserted.ids.len() == rows.len() {
             Created::New(inserted.ids)
         } else {
@@ -287,6 +305,7 @@ impl Store {
             SET_IDEMPOTENCY_TASKS.run(&tx, &[&key, &ids]).await?;
         }
         commit(tx).await?;
+        journal.write();
         Ok(Creation { outcome, tasks, places: inserted.places })
     }
 }
@@ -300,11 +319,12 @@ fn identified<'a>(ids: &[TaskId], requests: &'a [NewRequest]) -> Vec<Identified<
 async fn insert_and_show<C: GenericClient>(
     client: &C,
     rows: &[Identified<'_>],
+    journal: &mut Journal,
 ) -> Result<(Inserted, Vec<Task>), StoreError> {
     INSERT_TASKS.prepare(client).await?;
     GET_TASKS.prepare(client).await?;
     let ids: Vec<TaskId> = rows.iter().map(|row| row.task_id).collect();
-    tokio::try_join!(biased; insert(client, rows), show(client, &ids))
+    tokio::try_join!(biased; insert(client, rows, journal), show(client, &ids))
 }
 
 /// The ids of what exists under the keys of a request, when all of it exists and came from the same request; else the

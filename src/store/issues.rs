@@ -1,5 +1,6 @@
 //! Issues of the forge: the newest state of each is kept, and applied to its task when that is free.
 
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -7,6 +8,7 @@ use super::{
     connection::{GenericClient, begin, commit},
     create::{self, Identified},
     error::retry,
+    journal::{Journal, Line},
     rows::{self, get, word},
     statement::{
         CANCEL_TASK, COMPLETE_BY_FORGE, FIND_DELIVERY, FIND_ISSUE_HASH, INSERT_DELIVERY,
@@ -15,8 +17,8 @@ use super::{
     },
 };
 use crate::model::{
-    Actor, Change, Decision, ExecutionMode, IssueState, Priority, Source, TaskId, TaskView, decide,
-    words,
+    Actor, Change, Decision, EventType, ExecutionMode, IssueState, Lease, Priority, Source, Status,
+    TaskId, TaskView, decide, words,
 };
 
 words! {
@@ -119,8 +121,9 @@ impl Store {
                 ],
             )
             .await?;
+        let mut journal = Journal::default();
         let outcome = if newer.is_some() {
-            apply_or_create(&tx, &delivery.key, Some(defaults)).await?
+            apply_or_create(&tx, &delivery.key, Some(defaults), &mut journal).await?
         } else {
             let same = FIND_ISSUE_HASH.row(&tx, &[&delivery.key, &hash]).await?;
             let same = same.is_some_and(|row| get(&row, "same"));
@@ -142,6 +145,7 @@ impl Store {
             )
             .await?;
         commit(tx).await?;
+        journal.write();
         Ok(outcome)
     }
 
@@ -161,8 +165,12 @@ impl Store {
 }
 
 /// Applies the newest state of an issue to its task, which is free again.
-pub(super) async fn apply<C: GenericClient>(client: &C, key: &str) -> Result<(), StoreError> {
-    apply_or_create(client, key, None).await.map(|_| ())
+pub(super) async fn apply<C: GenericClient>(
+    client: &C,
+    key: &str,
+    journal: &mut Journal,
+) -> Result<(), StoreError> {
+    apply_or_create(client, key, None, journal).await.map(|_| ())
 }
 
 async fn find<C: GenericClient>(client: &C, key: &str) -> Result<Option<TaskId>, StoreError> {
@@ -174,6 +182,7 @@ async fn apply_or_create<C: GenericClient>(
     client: &C,
     key: &str,
     defaults: Option<IssueDefaults>,
+    journal: &mut Journal,
 ) -> Result<IssueOutcome, StoreError> {
     let locked = LOCK_ISSUE_TASK.row(client, &[&key]).await?;
     let task_id = locked.as_ref().map(|r| TaskId(get::<Uuid>(r, "task_id")));
@@ -186,7 +195,7 @@ async fn apply_or_create<C: GenericClient>(
     let (Some(locked), Some(task_id)) = (locked, task_id) else {
         return match (decide(None, &issue), defaults) {
             (Decision::Create, Some(defaults)) => {
-                create_task(client, key, &issue, issue_version, defaults).await
+                create_task(client, key, &issue, issue_version, defaults, journal).await
             }
             (Decision::Nothing(reason), _) => Ok(ignored(None, reason)),
             _ => Ok(ignored(None, "there is no task to change")),
@@ -220,9 +229,27 @@ async fn apply_or_create<C: GenericClient>(
         }),
         Decision::Apply { update, then } => {
             let actor = Actor::Forge(issue.sender.clone()).to_string();
+            let line = |event: EventType, status: Option<Status>| Line {
+                task_id: task_id.0,
+                event: event.to_string(),
+                status: status.map(|status| status.to_string()),
+                lease: Lease(get(&locked, "lease")),
+                actor: actor.clone(),
+                ..Line::default()
+            };
             if update {
                 update_spec(client, task_id, &issue, &actor).await?;
+                journal.note(|| line(EventType::Updated, None));
             }
+            let mut change = |row: &Row, event, to: Status| {
+                if get(row, "applied") {
+                    journal.note(|| Line {
+                        from: Some(get(row, "status")),
+                        lease: Lease(get(row, "lease")),
+                        ..line(event, Some(to))
+                    });
+                }
+            };
             match then {
                 Some(Change::Cancel) => {
                     let reason = if issue.open {
@@ -230,16 +257,21 @@ async fn apply_or_create<C: GenericClient>(
                     } else {
                         "the issue was closed"
                     };
-                    CANCEL_TASK.one(client, &[&task_id.0, &actor, &reason]).await?;
+                    let row = CANCEL_TASK.one(client, &[&task_id.0, &actor, &reason]).await?;
+                    change(&row, EventType::Cancelled, Status::Cancelled);
                 }
                 Some(Change::Complete) => {
                     let reason =
                         issue.commit_id.as_deref().map(|c| format!("closed by commit {c}"));
-                    COMPLETE_BY_FORGE.one(client, &[&task_id.0, &actor, &reason]).await?;
+                    let row = COMPLETE_BY_FORGE.one(client, &[&task_id.0, &actor, &reason]).await?;
+                    change(&row, EventType::Completed, Status::Completed);
                 }
                 Some(Change::Reopen) => {
                     let mode: Option<&str> = None;
-                    RETRY_TASK.one(client, &[&task_id.0, &actor, &mode, &"reopened"]).await?;
+                    let params: super::statement::Params<'_> =
+                        &[&task_id.0, &actor, &mode, &"reopened"];
+                    let row = RETRY_TASK.one(client, params).await?;
+                    change(&row, EventType::Reopened, Status::Created);
                 }
                 None => {}
             }
@@ -260,6 +292,7 @@ async fn create_task<C: GenericClient>(
     issue: &IssueState,
     issue_version: i64,
     defaults: IssueDefaults,
+    journal: &mut Journal,
 ) -> Result<IssueOutcome, StoreError> {
     let task = NewTask {
         key: Some(key.to_owned()),
@@ -283,7 +316,7 @@ async fn create_task<C: GenericClient>(
         .await?
         .pop()
         .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
-    match create::insert(client, &[Identified::new(id, &task, &actor)]).await?.ids.pop() {
+    match create::insert(client, &[Identified::new(id, &task, &actor)], journal).await?.ids.pop() {
         Some(task_id) => Ok(IssueOutcome {
             result: DeliveryResult::Created,
             task_id: Some(task_id),

@@ -8,13 +8,16 @@ use super::{
     connection::{GenericClient, begin, commit},
     error::retry,
     issues,
+    journal::{Journal, Line},
     rows::{get, word},
     statement::{
         CHECK_LEASE, END_LEASES, FIND_LEASE_END, FIND_RECEIPT, GET_TASKS, LIST_EXPIRED_LEASES,
         LIST_LOST_LEASES, LIST_PENDING_ISSUES, LIST_SESSION_LEASES, Params, START_TASK,
     },
 };
-use crate::model::{Actor, ExecutionMode, Lease, Receipt, SessionId, Status, Task, TaskId};
+use crate::model::{
+    Actor, EventType, ExecutionMode, Lease, Receipt, SessionId, Status, Task, TaskId,
+};
 
 /// What fences a holder's write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -220,11 +223,28 @@ impl<'a> Ending<'a> {
         client: &C,
         rows: &[tokio_postgres::Row],
         unheard: bool,
+        journal: &mut Journal,
     ) -> Result<Vec<Ended>, StoreError> {
         let mut by_place: Vec<Option<&tokio_postgres::Row>> = vec![None; self.ends.len()];
         let mut from_forge: Vec<Uuid> = Vec::new();
         for row in rows {
             let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
+            if get::<bool>(row, "applied")
+                && let Some(end) = self.ends.get(place)
+            {
+                let event: &str = get(row, "type");
+                let stays = event == EventType::LeaseEnded.as_str();
+                journal.note(|| Line {
+                    task_id: end.held.task_id.0,
+                    event: event.to_owned(),
+                    from: Some(get(row, "from_status")),
+                    status: (!stays).then(|| get(row, "to_status")),
+                    lease: end.held.lease,
+                    attempt: Some(get(row, "attempt")),
+                    actor: end.actor.to_string(),
+                    ..Line::default()
+                });
+            }
             if get::<bool>(row, "applied") && get::<&str>(row, "source") == "forgejo" {
                 from_forge.extend(self.tasks.get(place));
             }
@@ -234,7 +254,7 @@ impl<'a> Ending<'a> {
         }
         if !from_forge.is_empty() {
             for row in LIST_PENDING_ISSUES.rows(client, &[&from_forge]).await? {
-                issues::apply(client, get(&row, "key")).await?;
+                issues::apply(client, get(&row, "key"), journal).await?;
             }
         }
         let mut ended = Vec::with_capacity(self.ends.len());
@@ -280,9 +300,11 @@ impl Store {
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
         let rows = ending.rows(&tx).await?;
-        let ended = ending.outcomes(&tx, &rows, *unheard).await?;
+        let mut journal = Journal::default();
+        let ended = ending.outcomes(&tx, &rows, *unheard, &mut journal).await?;
         *unheard = true;
         commit(tx).await?;
+        journal.write();
         self.remember_ends(ends, &ended);
         Ok(ended)
     }
@@ -343,9 +365,25 @@ impl Store {
             .iter()
             .map(|_| Started { status: Err(Refusal::Missing), execution_mode: None, task: None })
             .collect();
+        let mut journal = Journal::default();
         for row in &rows {
             let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
             let Some(slot) = started.get_mut(place) else { continue };
+            if let Some(event) = get::<Option<String>>(row, "type") {
+                // Where only progress is told, the status stays.
+                let started = event == EventType::Started.as_str();
+                let status: String = get(row, "status");
+                journal.note(|| Line {
+                    task_id: ids[place].0,
+                    event,
+                    from: Some(if started { Status::Assigned.to_string() } else { status.clone() }),
+                    status: started.then_some(status),
+                    lease: starts[place].held.lease,
+                    attempt: Some(get(row, "attempt")),
+                    actor: starts[place].actor.to_string(),
+                    ..Line::default()
+                });
+            }
             slot.execution_mode = Some(word(row, "execution_mode")?);
             slot.status = if get(row, "applied") {
                 Ok(word(row, "status")?)
@@ -353,6 +391,7 @@ impl Store {
                 Err(Refusal::LeaseLost)
             };
         }
+        journal.write();
         for task in shown {
             if let Some(place) = ids.iter().position(|id| *id == task.task_id) {
                 started[place].task = Some(task);

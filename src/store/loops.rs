@@ -6,14 +6,15 @@ use tokio_postgres::Row;
 
 use super::{
     Store, StoreError,
+    journal::{Journal, Line},
     rows::get,
     statement::{
         CHECK_PARTITIONS, DECIDE_PULL, DELETE_OLD_NOTICES, DELETE_RETIRED_LANES, EXPIRE_PINS,
-        LIST_LANELESS_SETS, LIST_VACUUM_BLOCKERS, MAKE_PARTITIONS, PROMOTE_DUE_TASKS, READ_DUE,
-        READ_SILENCE, RETIRE_LANES, SET_LANES,
+        LIST_LANELESS_SETS, LIST_VACUUM_BLOCKERS, MAKE_PARTITIONS, PROMOTE_DUE_TASKS, Params,
+        READ_DUE, READ_SILENCE, RETIRE_LANES, SET_LANES,
     },
 };
-use crate::model::Actor;
+use crate::model::{Actor, EventType, Lease, Status};
 
 /// Rows changed in one statement, at most.
 pub(crate) const BATCH: i64 = 500;
@@ -114,23 +115,23 @@ impl Store {
     /// Phase 2: decides what waited too long and no known host could ever serve. Returns how many.
     pub async fn decide_pull(&self, grace: Duration, actor: &Actor) -> Result<i64, StoreError> {
         let client = self.client().await?;
-        let row =
-            DECIDE_PULL.one(&client, &[&grace.as_secs_f64(), &BATCH, &actor.to_string()]).await?;
-        Ok(get(&row, "decided"))
+        let params: Params<'_> = &[&grace.as_secs_f64(), &BATCH, &actor.to_string()];
+        let rows = DECIDE_PULL.rows(&client, params).await?;
+        Ok(written(&rows, EventType::Decided, None, actor))
     }
 
     /// Makes scheduled tasks ready whose time has come. Returns how many.
     pub async fn promote_due_tasks(&self, actor: &Actor) -> Result<i64, StoreError> {
         let client = self.client().await?;
-        let row = PROMOTE_DUE_TASKS.one(&client, &[&BATCH, &actor.to_string()]).await?;
-        Ok(get(&row, "promoted"))
+        let rows = PROMOTE_DUE_TASKS.rows(&client, &[&BATCH, &actor.to_string()]).await?;
+        Ok(written(&rows, EventType::Due, Some((Status::Scheduled, Status::Created)), actor))
     }
 
     /// Frees tasks whose reservation ran out. Returns how many.
     pub async fn expire_pins(&self, actor: &Actor) -> Result<i64, StoreError> {
         let client = self.client().await?;
-        let row = EXPIRE_PINS.one(&client, &[&BATCH, &actor.to_string()]).await?;
-        Ok(get(&row, "freed"))
+        let rows = EXPIRE_PINS.rows(&client, &[&BATCH, &actor.to_string()]).await?;
+        Ok(written(&rows, EventType::PinExpired, Some((Status::Assigned, Status::Created)), actor))
     }
 
     /// Gives lanes to ready tasks that came by SQL with a set that was unknown. Returns how many.
@@ -172,6 +173,25 @@ impl Store {
         let client = self.client().await?;
         DELETE_OLD_NOTICES.run(&client, &[]).await
     }
+}
+
+/// Logs what a statement that commits by itself did to each task of its rows. Returns how many there are.
+fn written(rows: &[Row], event: EventType, change: Option<(Status, Status)>, actor: &Actor) -> i64 {
+    let mut journal = Journal::default();
+    for row in rows {
+        journal.note(|| Line {
+            task_id: get(row, "task_id"),
+            event: event.to_string(),
+            from: change.map(|(from, _)| from.to_string()),
+            status: change.map(|(_, to)| to.to_string()),
+            lease: Lease(get(row, "lease")),
+            attempt: Some(get(row, "attempt")),
+            actor: actor.to_string(),
+            ..Line::default()
+        });
+    }
+    journal.write();
+    i64::try_from(rows.len()).unwrap_or(i64::MAX)
 }
 
 fn next_of(row: &Row) -> Option<Duration> {

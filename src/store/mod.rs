@@ -16,6 +16,7 @@ mod events;
 mod heartbeats;
 mod hosts;
 mod issues;
+mod journal;
 mod lanes;
 mod leases;
 mod ledger;

@@ -4,12 +4,13 @@ use super::{
     Store, StoreError,
     connection::{begin, commit},
     error::retry,
+    journal::{Journal, Line},
     rows::{get, word},
     statement::{
         ASSIGN_TASK, CANCEL_TASK, FIND_EVENT_OF, FIND_TARGET, Params, RETRY_TASK, Statement,
     },
 };
-use crate::model::{Actor, ExecutionMode, Status, TaskId, words};
+use crate::model::{Actor, EventType, ExecutionMode, Lease, Status, TaskId, words};
 
 /// Why nothing was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,8 @@ impl Store {
         actor: &Actor,
         reason: Option<&str>,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
-        self.operate(task, &CANCEL_TASK, &[&task.0, &actor.to_string(), &reason]).await
+        let done = (EventType::Cancelled, Status::Cancelled);
+        self.operate(task, done, actor, &CANCEL_TASK, &[&task.0, &actor.to_string(), &reason]).await
     }
 
     /// Wants an ended task run again, if given in another mode from now on.
@@ -58,7 +60,9 @@ impl Store {
         mode: Option<ExecutionMode>,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
         let mode = mode.map(ExecutionMode::as_str);
-        self.operate(task, &RETRY_TASK, &[&task.0, &actor.to_string(), &mode, &"retried"]).await
+        let done = (EventType::Retried, Status::Created);
+        let params: Params<'_> = &[&task.0, &actor.to_string(), &mode, &"retried"];
+        self.operate(task, done, actor, &RETRY_TASK, params).await
     }
 
     /// Pins a task to an agent, host or host agent.
@@ -72,6 +76,8 @@ impl Store {
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
         self.operate(
             task,
+            (EventType::Pinned, Status::Assigned),
+            actor,
             &ASSIGN_TASK,
             &[&task.0, &target, &mode.as_str(), &reservation.as_secs_f64(), &actor.to_string()],
         )
@@ -98,11 +104,13 @@ impl Store {
     async fn operate(
         &self,
         task: TaskId,
+        done: (EventType, Status),
+        actor: &Actor,
         statement: &Statement,
         params: Params<'_>,
     ) -> Result<Result<(), OperatorRefusal>, StoreError> {
         let mut unheard = None;
-        retry!(self.operate_once(task, statement, params, &mut unheard).await)
+        retry!(self.operate_once(task, done, actor, statement, params, &mut unheard).await)
     }
 
     /// `unheard` is the transaction of an earlier try whose commit was not heard of. If it went through, this one finds
@@ -110,6 +118,8 @@ impl Store {
     async fn operate_once(
         &self,
         task: TaskId,
+        done: (EventType, Status),
+        actor: &Actor,
         statement: &Statement,
         params: Params<'_>,
         unheard: &mut Option<String>,
@@ -121,7 +131,18 @@ impl Store {
         };
         if get(&row, "applied") {
             *unheard = Some(get(&row, "xid"));
+            let mut journal = Journal::default();
+            journal.note(|| Line {
+                task_id: task.0,
+                event: done.0.to_string(),
+                from: Some(get(&row, "status")),
+                status: Some(done.1.to_string()),
+                lease: Lease(get(&row, "lease")),
+                actor: actor.to_string(),
+                ..Line::default()
+            });
             commit(tx).await?;
+            journal.write();
             return Ok(Ok(()));
         }
         if let Some(xid) = unheard.as_ref()

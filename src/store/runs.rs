@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{
     HeldLease, Store, StoreError,
+    journal::{Journal, Line},
     rows::{get, word},
     statement::{
         APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, LIST_OWN_RUNS, MARK_RUN_STARTED,
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     config::OutputFormat,
-    model::{Actor, HostAgentId, Lease, SessionId, TaskId},
+    model::{Actor, EventType, HostAgentId, Lease, SessionId, TaskId},
 };
 
 /// A run that is about to start. It keeps this even if the configuration changes meanwhile.
@@ -133,12 +134,21 @@ impl Store {
         }
         let client = self.client().await?;
         let ids: Vec<i64> = reachable.iter().map(|id| id.0).collect();
-        TAKE_OVER_RUNS
-            .rows(&client, &[&ids, &session.0, &actor.to_string(), &BATCH])
-            .await?
-            .iter()
-            .map(|row| taken_over(row, session))
-            .collect()
+        let params: super::statement::Params<'_> = &[&ids, &session.0, &actor.to_string(), &BATCH];
+        let rows = TAKE_OVER_RUNS.rows(&client, params).await?;
+        let mut journal = Journal::default();
+        for row in &rows {
+            journal.note(|| Line {
+                task_id: get(row, "task_id"),
+                event: EventType::TakenOver.to_string(),
+                lease: Lease(get(row, "lease")),
+                attempt: Some(get(row, "attempt")),
+                actor: actor.to_string(),
+                ..Line::default()
+            });
+        }
+        journal.write();
+        rows.iter().map(|row| taken_over(row, session)).collect()
     }
 
     /// What a replica holds by its session, whether or not it executes it.

@@ -16,9 +16,10 @@ use uuid::Uuid;
 
 use super::{
     EndLease, Ended, Store, StoreError,
-    claims::{ROUNDS, begins_at, depth},
+    claims::{ROUNDS, begins_at, claimed_line, depth},
     connection::{GenericClient, begin, commit},
     error::retry,
+    journal::Journal,
     leases::Ending,
     ledger::{Claimed, Registered},
     ready::{self, Candidate},
@@ -28,7 +29,7 @@ use super::{
         CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS, Params,
     },
 };
-use crate::model::{CapabilitySet, Lease, SessionId, Task, TaskId};
+use crate::model::{Actor, CapabilitySet, Lease, SessionId, Task, TaskId};
 
 /// An agent that waits for work.
 #[derive(Debug, Clone)]
@@ -341,8 +342,9 @@ impl Store {
                 }
             },
         )?;
-        let mut worked =
-            Worked { ended: ending.outcomes(&tx, &ended, *unheard).await?, ..Worked::default() };
+        let mut journal = Journal::default();
+        let outcomes = ending.outcomes(&tx, &ended, *unheard, &mut journal).await?;
+        let mut worked = Worked { ended: outcomes, ..Worked::default() };
         show(&mut worked.claims.tasks, &shown)?;
         if ended.iter().any(|row| get::<&str>(row, "source") == "forgejo") {
             // A newer state of the issue may have been applied since.
@@ -352,11 +354,12 @@ impl Store {
             HashMap::new()
         } else {
             let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
-            self.take(&tx, taking, candidates, &mut worked).await?
+            self.take(&tx, taking, candidates, &mut worked, &mut journal).await?
         };
         if !ends.is_empty() || worked.claims.claimed.len() > worked.claims.repeated.len() {
             *unheard = true;
             commit(tx).await?;
+            journal.write();
         }
         for (session, held) in held {
             self.ledger().set_held(session, held);
@@ -372,6 +375,7 @@ impl Store {
         taking: Taking<'_>,
         mut candidates: Candidates,
         worked: &mut Worked,
+        journal: &mut Journal,
     ) -> Result<HashMap<SessionId, Vec<Claimed>>, StoreError> {
         let Taking { waiters, asking, ends, locked } = taking;
         let claims = &mut worked.claims;
@@ -457,6 +461,12 @@ impl Store {
             }
             let (taken, shown) = self.take_pairs(tx, &taking, &pairs, &switched).await?;
             show(&mut claims.tasks, &shown)?;
+            for row in &taken {
+                journal.note(|| {
+                    let agent = Actor::Agent(get(row, "agent_id"));
+                    claimed_line(row, agent.to_string())
+                });
+            }
             let leases: HashMap<TaskId, Lease> = taken
                 .iter()
                 .map(|row| (TaskId(get::<Uuid>(row, "task_id")), Lease(get(row, "lease"))))

@@ -60,6 +60,7 @@ mod stats;
 mod streams;
 mod support;
 mod takeover;
+mod task_lines;
 mod unheard;
 mod upgrade;
 mod upkeep;

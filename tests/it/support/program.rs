@@ -139,7 +139,10 @@ impl Serve {
         let mut command =
             agent_fleet(&["serve", "--listen", &listen, "--replica-id", replica_id, "--config"]);
         command.arg(&path).args(args);
-        command.env("DATABASE_URL", database_url).env("AGENT_FLEET_LOG_FORMAT", "text");
+        command.env("DATABASE_URL", database_url);
+        if !toml.contains("format = \"json\"") {
+            command.env("AGENT_FLEET_LOG_FORMAT", "text");
+        }
         if !toml.contains("drain_grace") {
             command.env("AGENT_FLEET_DRAIN_GRACE", "0s");
         }

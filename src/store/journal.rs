@@ -1,0 +1,68 @@
+//! One log line for each event of a task that this process has committed. What a transaction does is noted while it runs
+//! and written when its commit is known: never before, and not at all when it ends without one. A commit that was not
+//! heard of leaves no line; `fleet.task_events` has it.
+
+use tracing::Level;
+use uuid::Uuid;
+
+use crate::model::Lease;
+
+/// By which a filter names these lines.
+pub(super) const TARGET: &str = "agent_fleet::task";
+
+/// What happened to a task: a row of `fleet.task_events` without its detail, which may quote a receipt.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    pub(super) task_id: Uuid,
+    /// Known where the task comes to be; afterwards its id leads back to that line.
+    pub(super) key: Option<String>,
+    pub(super) event: String,
+    pub(super) from: Option<String>,
+    /// `None` where the status stays.
+    pub(super) status: Option<String>,
+    pub(super) lease: Lease,
+    /// Where the statement says it.
+    pub(super) attempt: Option<i32>,
+    /// As in the event log: `agent:`, `host:`, `replica:`, `operator:` or `forgejo:` and a name.
+    pub(super) actor: String,
+    /// `host_id/agent_type` of who takes it, where that is not the actor.
+    pub(super) host: Option<String>,
+}
+
+/// The lines of one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Journal(Vec<Line>);
+
+impl Journal {
+    /// Notes a line; costs nothing when these lines are off.
+    pub(super) fn note(&mut self, line: impl FnOnce() -> Line) {
+        if tracing::enabled!(target: TARGET, Level::INFO) {
+            self.0.push(line());
+        }
+    }
+
+    /// The transaction is committed.
+    pub(super) fn write(self) {
+        for line in self.0 {
+            let agent = line.actor.strip_prefix("agent:");
+            let host = line.host.as_deref().or_else(|| line.actor.strip_prefix("host:"));
+            tracing::event!(
+                target: TARGET,
+                Level::INFO,
+                {
+                    task.id = %line.task_id,
+                    task.key = line.key,
+                    task.event = line.event,
+                    task.from = line.from,
+                    task.status = line.status,
+                    task.lease = line.lease.0,
+                    task.attempt = line.attempt,
+                    agent.id = agent,
+                    host.name = host,
+                    actor = line.actor
+                },
+                "task"
+            );
+        }
+    }
+}
