@@ -57,6 +57,12 @@ async fn ready(replica: &Replica) -> super::Answer {
     };
     // Without a listener work goes on by polling; it is told, and does not make the replica unready.
     let listener = replica.listening().err();
+    // Told as well, since no other replica is better off.
+    let notifications = if is_there {
+        replica.store.check_notify_queue().await.unwrap_or_else(|error| Some(away(error)))
+    } else {
+        Some("not checked".to_owned())
+    };
     let draining = replica.shutdown.is_draining().then(|| "this replica stops".to_owned());
     let unready =
         database.is_some() || schema.is_some() || partitions.is_some() || draining.is_some();
@@ -66,7 +72,7 @@ async fn ready(replica: &Replica) -> super::Answer {
         status,
         &json!({
             "database": word(database), "schema": word(schema), "listener": word(listener),
-            "partitions": word(partitions), "draining": word(draining),
+            "notifications": word(notifications), "partitions": word(partitions), "draining": word(draining),
         }),
     )
 }

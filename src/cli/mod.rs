@@ -9,6 +9,7 @@ mod bench;
 pub mod client;
 mod config;
 pub mod dev;
+mod doctor;
 mod hosts;
 mod list;
 mod migrate;
@@ -61,6 +62,9 @@ enum Command {
     Hosts(hosts::Args),
     /// The configuration.
     Config(config::Args),
+    /// Look at configuration, database, hosts and forge, and say what is wrong and how to mend it. Exit code 1 when
+    /// anything fails.
+    Doctor(doctor::Args),
     /// Print what a shell needs to complete these commands.
     Completions(shell::CompletionsArgs),
     /// Write the manual's pages into a folder.
@@ -122,6 +126,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Agents(args) => agents::run(args).await,
         Command::Hosts(args) => hosts::run(args).await,
         Command::Config(args) => config::run(&args, path),
+        Command::Doctor(args) => doctor::run(&args, path).await,
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     }

@@ -1,4 +1,4 @@
-//! What is the case now, for the page that Prometheus reads. Two statements a scrape, on the replica that is asked.
+//! What is the case now, for the page that Prometheus reads. Three statements a scrape, on the replica that is asked.
 
 use super::Replica;
 use crate::{
@@ -52,6 +52,12 @@ fn own(replica: &Replica, gauges: &mut Gauges) {
 
 /// What the database knows of all.
 async fn fleet(replica: &Replica, gauges: &mut Gauges) -> Result<(), StoreError> {
+    let writable = f64::from(replica.store.ping().await?);
+    gauges.set(
+        "database_writable",
+        "Whether the database takes writes: no standby, not made read-only",
+        writable,
+    );
     let counts = replica.store.count_tasks().await?;
     let workers = replica.store.count_workers().await?;
     gauges.set("agents", "Agents whose session lives", workers.agents as f64);

@@ -179,6 +179,16 @@ pub(super) async fn set_offline(replica: &Replica, host_id: &str, reason: &str) 
 /// Looked for beside the CLIs on a host with `checkout`. No agent type has such a name.
 const GIT: &str = "git, for checkout";
 
+/// What must be on a host: pairs of an agent type, or what else it is for, and the program.
+pub(crate) fn programs_of(config: &config::Config, host: &config::Host) -> Vec<(String, String)> {
+    let clis = host.agents.iter().filter_map(|agent| {
+        let program = config.cli.get(&agent.agent_type)?.command.first()?;
+        Some((agent.agent_type.clone(), program.clone()))
+    });
+    let git = host.checkout.then(|| (GIT.to_owned(), "git".to_owned()));
+    clis.chain(git).collect()
+}
+
 async fn look(replica: &Replica, host: &config::Host) {
     let slot = {
         let states = replica.hosts.states();
@@ -188,18 +198,8 @@ async fn look(replica: &Replica, host: &config::Host) {
     if not_ours {
         return;
     }
-    let mut programs: Vec<(String, String)> = host
-        .agents
-        .iter()
-        .filter_map(|agent| {
-            let program = replica.config.cli.get(&agent.agent_type)?.command.first()?;
-            Some((agent.agent_type.clone(), program.clone()))
-        })
-        .collect();
-    let clis = programs.len();
-    if host.checkout {
-        programs.push((GIT.to_owned(), "git".to_owned()));
-    }
+    let programs = programs_of(&replica.config, host);
+    let clis = programs.len() - usize::from(host.checkout);
     let found = match probe(executor.as_ref(), &host.work_dir, replica.fleet_id, &programs).await {
         Err(error) => {
             HostProbe { online: false, reason: Some(error_chain(&error)), missing: Vec::new() }

@@ -50,7 +50,6 @@ use std::{
 
 use uuid::Uuid;
 
-pub(crate) use self::runner::prompt_of;
 pub use self::{
     callers::Callers,
     create::create,
@@ -62,6 +61,7 @@ pub use self::{
     start::start,
     wake::Wake,
 };
+pub(crate) use self::{hosts::programs_of, runner::prompt_of};
 use crate::{
     config::{self, Config, Database},
     execution::{Executor, InvalidTarget, LocalExecutor, SshExecutor},

@@ -183,7 +183,7 @@ async fn health_readiness_and_version_need_no_credential() {
     let reply = reqwest::get(format!("{}/healthz", node.url)).await.unwrap();
     assert_eq!(reply.status(), StatusCode::OK);
     assert_eq!(reply.text().await.unwrap(), "ok");
-    let ok = json!({"database": "ok", "schema": "ok", "listener": "ok", "partitions": "ok", "draining": "ok"});
+    let ok = json!({"database": "ok", "schema": "ok", "listener": "ok", "notifications": "ok", "partitions": "ok", "draining": "ok"});
     eventually("the replica is ready and listens", async || {
         let (status, ready) = node.get("/readyz").await;
         (status == StatusCode::OK && ready == ok).then_some(())

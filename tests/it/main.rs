@@ -24,6 +24,7 @@ mod database_faults;
 mod deliveries;
 mod dev_demo;
 mod dispatch;
+mod doctor;
 mod drain;
 mod edge;
 mod end_to_end;

@@ -82,6 +82,7 @@ async fn rules_and_dashboard_name_only_what_there_is() {
         "agent_fleet_transitions_total{status=\"completed\"} 1",
         "agent_fleet_webhook_deliveries_total{result=\"created\"} 1",
         "agent_fleet_database_up 1",
+        "agent_fleet_database_writable 1",
         "agent_fleet_agents 1",
         "agent_fleet_replicas 1",
     ] {
