@@ -113,7 +113,8 @@ async fn many(call: &Call, items: Vec<Value>) -> Answer {
     let mut results: Vec<Value> = Vec::with_capacity(items.len());
     let mut rounds: Vec<Vec<(usize, EndLease)>> = Vec::new();
     for (place, item) in items.into_iter().enumerate() {
-        let name = item.get("task_id").cloned().unwrap_or(Value::Null);
+        // As it was sent, so that a program finds its receipt again; what is no text is no name.
+        let name = item.get("task_id").filter(|name| name.is_string()).cloned();
         let end = match read(item) {
             Ok((address, receipt)) => end(call, None, address, receipt).await,
             Err(error) => Err(error),
