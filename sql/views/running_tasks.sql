@@ -1,7 +1,9 @@
 -- Purpose: what is leased: to whom, since when, until when, and how long the holder has been silent.
 -- Index:   tasks_held; sessions_pkey; task_specs_pkey.
 create or replace view fleet.running_tasks as
-select t.task_id, t.key, s.title, t.lane_id, t.status, t.execution_mode,
+select t.task_id, t.key,
+       (select s.title from fleet.task_specs s where s.task_id = t.task_id and s.version = t.claimed_version) as title,
+       t.lane_id, t.status, t.execution_mode,
        case when t.host_agent_id is null then 'agent' else 'host' end as holder_kind,
        case when t.host_agent_id is null then t.assigned_agent_id else t.assigned_host end as holder,
        case when h.kind = 'replica' then h.subject end as replica_id,
@@ -10,7 +12,6 @@ select t.task_id, t.key, s.title, t.lane_id, t.status, t.execution_mode,
        now() - t.last_activity_at as idle, h.ended_at is null as holder_lives
   from fleet.tasks t
   left join fleet.sessions h on h.session_id = t.holder
-  left join fleet.task_specs s on s.task_id = t.task_id and s.version = t.claimed_version
  where t.holder is not null;
 
 comment on view fleet.running_tasks is 'What is leased, to whom, since when and until when.';

@@ -1,25 +1,31 @@
 -- Purpose: what waits, and for what. The reason of a ready task depends on its lane and mode alone: it is asked once for
---          each of those, and not for each task.
--- Index:   tasks_ready_pull, tasks_ready_push, tasks_held, tasks_due, joined as bitmaps; task_specs_pkey when the text
+--          each of those, and not for each task. The text is looked up row by row, and only when it is selected: joined, all of
+--          task_specs would be read for it.
+-- Index:   tasks_ready_pull, tasks_ready_push, tasks_due, tasks_held, one for each arm; task_specs_pkey when the text
 --          is selected.
 create or replace view fleet.waiting_tasks as
 with reason as materialized (
-  select lane_id, execution_mode, waiting_reason from fleet.lane_reasons
+  select lane_id, capabilities, execution_mode, waiting_reason from fleet.lane_reasons
 )
-select t.task_id, t.key, s.title, s.capabilities, t.lane_id,
+select t.task_id, t.key,
+       (select s.title from fleet.task_specs s where s.task_id = t.task_id and s.version = t.spec_version) as title,
+       case when r.lane_id is not null then r.capabilities
+            else (select s.capabilities from fleet.task_specs s where s.task_id = t.task_id and s.version = t.spec_version)
+       end as capabilities, t.lane_id,
        (array['low', 'normal', 'high', 'urgent'])[t.priority + 1] as priority, t.status, t.execution_mode,
        case when t.status = 'scheduled' then (select fleet.waiting_reason('scheduled', 'undecided', null, null, null))
             when t.status = 'assigned' then (select fleet.waiting_reason('assigned', 'undecided', null, null, null))
             else r.waiting_reason end as waiting_reason,
        now() - case when t.status = 'created' then t.ready_at else t.created_at end as waiting_for,
        t.pinned_to, t.due_at, t.attempt, t.retry_count, t.max_retries, t.error, t.source, t.seq, t.created_at
-  from fleet.tasks t
-  left join reason r on r.lane_id = t.lane_id and r.execution_mode = t.execution_mode
-  left join fleet.task_specs s on s.task_id = t.task_id and s.version = t.spec_version
- where (t.status = 'created' and t.execution_mode in ('http_pull', 'undecided'))
-    or (t.status = 'created' and t.execution_mode in ('ssh_cli', 'undecided'))
-    or (t.due_at is not null and t.status = 'scheduled')
-    or (t.pinned_to is not null and t.status = 'assigned' and t.holder is null);
+  from (select * from fleet.tasks where status = 'created' and execution_mode in ('http_pull', 'undecided')
+        union all
+        select * from fleet.tasks where status = 'created' and execution_mode = 'ssh_cli'
+        union all
+        select * from fleet.tasks where due_at is not null and status = 'scheduled'
+        union all
+        select * from fleet.tasks where pinned_to is not null and status = 'assigned' and holder is null) t
+  left join reason r on r.lane_id = t.lane_id and r.execution_mode = t.execution_mode;
 
 comment on view fleet.waiting_tasks is 'What waits, and for what. Ask it with a limit, for one key, or grouped: it has a row for each waiting task.';
 comment on column fleet.waiting_tasks.task_id is 'The task.';
