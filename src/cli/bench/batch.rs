@@ -21,9 +21,9 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
         if let Some(database) = &fleet.database {
             floors.push(floor::cycles(stage, database).await?);
         }
-        let agents = load::register(&fleet, AGENTS, BATCH).await?;
         load::create_tasks(&fleet, each).await?;
         load::settle(&fleet).await?;
+        let agents = load::register(&fleet, AGENTS, BATCH).await?;
         rates.push(load::drain(&fleet, agents, BATCH, each).await?);
     }
     load::reconcile(&fleet, each * stage.rounds).await?;

@@ -70,9 +70,10 @@ async fn measure(
     tasks: usize,
     all: &mut usize,
 ) -> anyhow::Result<f64> {
-    let agents = load::register(fleet, agents, 1).await?;
     load::create_tasks(fleet, tasks).await?;
     load::settle(fleet).await?;
+    // Last: they do not beat, so a long preparation would end their sessions.
+    let agents = load::register(fleet, agents, 1).await?;
     *all += tasks;
     load::drain(fleet, agents, 1, tasks).await
 }

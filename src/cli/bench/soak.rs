@@ -32,8 +32,8 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
     load::create_tasks(&fleet, warm).await?;
     load::drain(&fleet, agents, 1, warm).await?;
 
-    let agents = load::register(&fleet, AGENTS, 1).await?;
     load::settle(&fleet).await?;
+    let agents = load::register(&fleet, AGENTS, 1).await?;
     let began = Activity::read(database).await?;
     let tally = Arc::new(Tally::new(tasks, (0..=10).map(|tenth| (tasks * tenth / 10).max(1))));
     let crew = Crew::set_to_work(agents, 1, &tally);
