@@ -509,3 +509,38 @@ async fn blockers_name_who_is_in_the_way() {
     tx.commit().await.unwrap();
     waiting.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn the_reason_of_a_lane_is_that_of_its_tasks() {
+    let db = Db::new().await;
+    let store = fleet(&db).await;
+    let hosts = [("on", "agent:on"), ("away", "agent:away"), ("parked", "agent:parked")]
+        .map(|(id, offers)| host(id, &[offers, "agent:hosts"], 1));
+    replica(&store, "r", &hosts).await;
+    db.execute(
+        "update fleet.replica_hosts set online = host_id <> 'away', checked_at = now();
+         update fleet.host_agents set parked_until = now() + interval '1 hour' where host_id = 'parked'",
+    )
+    .await;
+    for label in ["on", "away", "parked", "hosts", "stopped"] {
+        make(&store, label, &[&format!("agent:{label}")]).await;
+    }
+    db.execute("update fleet.lanes set paused_at = now() where capabilities = '{agent:stopped}'")
+        .await;
+    let rows = db
+        .rows(
+            "select waiting_reason, fleet.waiting_reason('created', execution_mode, null, capabilities, lane_id) as asked,
+                    capabilities || execution_mode as lane
+               from fleet.lane_reasons",
+            &[],
+        )
+        .await;
+    let mut reasons: BTreeSet<String> = BTreeSet::new();
+    for row in &rows {
+        let (reason, asked): (String, String) = (row.get("waiting_reason"), row.get("asked"));
+        assert_eq!(reason, asked, "{:?}", row.get::<_, Vec<String>>("lane"));
+        reasons.insert(reason);
+    }
+    let all = ["host_offline", "no_capable_agent", "no_idle_agent", "paused", "quota"];
+    assert_eq!(reasons, all.map(str::to_owned).into());
+}
