@@ -10,8 +10,9 @@ with input as materialized (
       as i(task_id, lease, holder, actor, detail, timeout_secs, ord)
 ),
 cur as materialized (
-  select i.ord, i.task_id, i.actor, i.detail, i.timeout_secs, t.status, t.attempt, t.execution_mode,
-         coalesce(t.lease = i.lease and t.holder = i.holder, false) as held
+  select i.ord, i.task_id, i.actor, i.detail, i.timeout_secs, t.status, t.attempt,
+         coalesce(t.lease = i.lease and t.holder = i.holder, false) as held,
+         t.execution_mode = 'ssh_cli' and i.lease >= t.lease as on_host
     from input i
     join fleet.tasks t on t.task_id = i.task_id
    order by t.task_id
@@ -36,7 +37,7 @@ event as (
     from started
    where from_status = 'assigned' or detail <> '{}'
 )
-select ord, held as applied, execution_mode,
+select ord, held as applied, on_host,
        case when held and status = 'assigned' then 'running' else status end as status, attempt,
        case when not held then null when status = 'assigned' then 'started' when detail <> '{}' then 'progress' end as type
   from cur

@@ -222,6 +222,10 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::Missing => Self::not_found("there is no such task"),
             Refusal::LeaseLost => Self::lease_lost(),
+            Refusal::OnHost => Self::refused(
+                "illegal_transition",
+                "the task runs on a host (ssh_cli); its status is not an agent's to say",
+            ),
         }
     }
 }

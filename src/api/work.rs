@@ -22,7 +22,7 @@ use crate::{
     model::{
         Actor, CapabilitySet, ExecutionMode, Lease, SessionId, Status, Task, TaskId, check_text,
     },
-    store::{EndLease, Ended, HeldLease, Outcome, Start, Waiter},
+    store::{EndLease, Ended, HeldLease, Outcome, Refusal, Start, Waiter},
 };
 
 /// A poll waits so long at most, in seconds; what is asked above it counts as this.
@@ -162,17 +162,11 @@ async fn status(call: Call, id: String) -> Answer {
     }
     let status: Status = body.status.parse().map_err(|e| bad_word("status", &e))?;
     let id = resolve(&call, &id).await?;
-    let on_a_host = || {
-        ApiError::refused(
-            "illegal_transition",
-            "the task runs on a host (ssh_cli); its status is not an agent's to say",
-        )
-    };
     if status != Status::Running {
         let state = call.replica.store.check_lease(id).await?;
         let state = state.ok_or_else(|| ApiError::not_found("there is no such task"))?;
         if state.execution_mode == ExecutionMode::SshCli {
-            return Err(on_a_host());
+            return Err(Refusal::OnHost.into());
         }
         return Err(ApiError::refused(
             "illegal_transition",
@@ -196,7 +190,6 @@ async fn status(call: Call, id: String) -> Answer {
     match (started.status, started.task) {
         (Ok(_), Some(task)) => ok(&full(task)),
         (Ok(_), None) => Err(ApiError::internal()),
-        (Err(_), _) if started.execution_mode == Some(ExecutionMode::SshCli) => Err(on_a_host()),
         (Err(refusal), _) => Err(refusal.into()),
     }
 }

@@ -106,8 +106,6 @@ pub struct Start {
 pub struct Started {
     /// How the task stands now, or why nothing was done.
     pub status: Result<Status, Refusal>,
-    /// Its mode, if it exists.
-    pub execution_mode: Option<ExecutionMode>,
     /// The task, if it was to be shown.
     pub task: Option<Task>,
 }
@@ -119,6 +117,8 @@ pub enum Refusal {
     Missing,
     /// The lease is another's, or nobody's.
     LeaseLost,
+    /// The task is for hosts, and no later lease than the one named has been given out: it never was an agent's.
+    OnHost,
 }
 
 /// How a task stands.
@@ -361,10 +361,8 @@ impl Store {
                 if show { super::tasks::show(&client, &ids).await } else { Ok(Vec::new()) }
             },
         )?;
-        let mut started: Vec<Started> = starts
-            .iter()
-            .map(|_| Started { status: Err(Refusal::Missing), execution_mode: None, task: None })
-            .collect();
+        let mut started: Vec<Started> =
+            starts.iter().map(|_| Started { status: Err(Refusal::Missing), task: None }).collect();
         let mut journal = Journal::default();
         for row in &rows {
             let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
@@ -384,9 +382,10 @@ impl Store {
                     ..Line::default()
                 });
             }
-            slot.execution_mode = Some(word(row, "execution_mode")?);
             slot.status = if get(row, "applied") {
                 Ok(word(row, "status")?)
+            } else if get(row, "on_host") {
+                Err(Refusal::OnHost)
             } else {
                 Err(Refusal::LeaseLost)
             };

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     database::Database,
-    postgres::url_of,
+    postgres::{connect, url_of},
     process::Process,
     proxy::{Balancer, Line},
     support::{Sshd, agent_fleet, eventually, free_port},
@@ -32,6 +32,17 @@ pub(crate) const POLL_FLOOR: Duration = Duration::from_millis(2500);
 /// The administrator's credential.
 pub(crate) const ADMIN: &str = "chaos-admin-token";
 const ENROLL: &str = "chaos-enrollment-token";
+
+/// A listener's address that is not the pool's means a pooler, past which no connection options get: as
+/// docs/operations.md says for PgBouncer.
+const SETTINGS: &str = "
+alter role agent_fleet set statement_timeout = '15s';
+alter role agent_fleet set lock_timeout = '5s';
+alter role agent_fleet set idle_in_transaction_session_timeout = '30s';
+alter role agent_fleet set client_connection_check_interval = '5s';
+alter role agent_fleet set agent_fleet.tells = 'itself';
+alter role agent_fleet set enable_seqscan = off;
+alter role agent_fleet set jit = off";
 
 /// All of it.
 pub(crate) struct Stage {
@@ -83,6 +94,7 @@ impl Stage {
         let config = dir.join("agent-fleet.toml");
         fs::write(&config, configuration(dir, &hosts))?;
         migrate(&database.url(), &config).await?;
+        connect(&database.url()).await?.batch_execute(SETTINGS).await?;
         let (mut replicas, mut listeners, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=REPLICAS {
             let mut line_ports = Vec::new();

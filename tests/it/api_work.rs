@@ -72,6 +72,23 @@ async fn running_may_be_said_again_and_tells_how_it_goes() {
 }
 
 #[tokio::test]
+async fn a_late_status_of_a_task_that_a_host_has_by_now_has_lost_its_lease() {
+    let (db, node) = stage().await;
+    let task = taken(&node, json!({"title": "t"})).await;
+    let body = json!({"agent_id": "a", "lease": task["lease"]});
+    node.must(&path(&task, "release"), body).await;
+    // As a host's claim leaves it.
+    let sql = "update fleet.tasks set execution_mode = 'ssh_cli', lease = lease + 1";
+    db.execute(sql).await;
+    for (lease, status, code) in [(1, 409, "lease_lost"), (2, 400, "illegal_transition")] {
+        let body = json!({"agent_id": "a", "lease": lease, "status": "running"});
+        let (said, reply) = node.post(&path(&task, "status"), body).await;
+        is_error(&format!("lease {lease}"), said, &reply, status, code);
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_receipt_completes_once_and_the_same_one_again_changes_nothing() {
     let (db, node) = stage().await;
     let task = taken(&node, json!({"title": "t"})).await;
