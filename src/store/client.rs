@@ -139,15 +139,19 @@ pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Asks the server itself what types the parameters of all statements have.
-pub(super) async fn describe(client: &tokio_postgres::Client) -> Result<Types, StoreError> {
+/// Asks the server itself what types the parameters of all statements have. In one transaction, so that each name is
+/// used and given up again on one connection of the server, whatever pooler is between.
+pub(super) async fn describe(client: &mut Client) -> Result<Types, StoreError> {
+    let tx = begin(client).await?;
     let mut types = Types::new();
     for statement in STATEMENTS {
-        let prepared = client
+        let prepared = tx
+            .inner
             .prepare(statement.text)
             .await
             .map_err(|source| StoreError::Statement { statement: statement.name, source })?;
         types.insert(statement.name, prepared.params().to_vec());
     }
+    commit(tx).await?;
     Ok(types)
 }

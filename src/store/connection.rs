@@ -108,7 +108,8 @@ impl Store {
             Some(types) => Some(Arc::clone(
                 types
                     .get_or_try_init(async || {
-                        client::describe(&self.dedicated().await?).await.map(Arc::new)
+                        let mut client = Client::new(self.pool.get().await?, None);
+                        client::describe(&mut client).await.map(Arc::new)
                     })
                     .await?,
             )),

@@ -2,20 +2,25 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rand::{RngExt as _, rngs::StdRng, seq::SliceRandom as _};
 use uuid::Uuid;
 
 use crate::{
     database::Database,
     recovery::Blow,
+    report::Report,
     stage::{AGENT_WINDOW, POLL_FLOOR, REPLICA_TTL, Stage},
-    support::eventually,
 };
 
 /// What may take longer than the mechanism itself: noticing, claiming again, starting.
 const SLACK: Duration = Duration::from_secs(5);
 /// How long a cut lasts: longer than a poll.
 const CUT: Duration = Duration::from_secs(10);
+
+const LOST: &str = "
+select format('%s lease %s: %s', task_id, lease, detail)
+  from fleet.task_events where type = 'lost' and at >= $1";
 
 /// One kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +31,8 @@ pub(crate) enum Fault {
     FreezeReplica,
     /// SIGTERM to a replica, as a rolling restart does.
     StopReplica,
+    /// No replica is there for twice the time after which an agent counts as lost.
+    StopAll,
     /// kill -9 of a pull agent, which stays dead.
     KillAgent,
     /// A pull agent stands still until its tasks are somebody else's, and then sends its late receipts.
@@ -48,10 +55,11 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// What can be done to a pair of servers.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::KillReplica,
         Self::FreezeReplica,
         Self::StopReplica,
+        Self::StopAll,
         Self::KillAgent,
         Self::FreezeAgent,
         Self::KillProgram,
@@ -77,6 +85,7 @@ impl Fault {
             Self::KillReplica => "kill -9 a replica",
             Self::FreezeReplica => "freeze a replica",
             Self::StopReplica => "stop a replica",
+            Self::StopAll => "stop all replicas for long",
             Self::KillAgent => "kill -9 an agent",
             Self::FreezeAgent => "freeze an agent",
             Self::KillProgram => "kill -9 `agent-fleet agent`",
@@ -92,7 +101,7 @@ impl Fault {
     /// Within what everything that was leased runs again or has ended, and from when on.
     pub(crate) fn bound(self) -> (Duration, &'static str) {
         match self {
-            Self::KillReplica | Self::FreezeReplica | Self::StopReplica => {
+            Self::KillReplica | Self::FreezeReplica | Self::StopReplica | Self::StopAll => {
                 (REPLICA_TTL + SLACK, "replica_ttl + 5 s")
             }
             Self::KillAgent | Self::FreezeAgent | Self::KillProgram => {
@@ -139,6 +148,19 @@ impl Fault {
                 let blow = Blow::now(dead);
                 stage.replicas[at].signal("TERM");
                 after(blow, Aftermath::StartAgain(at))
+            }
+            Self::StopAll => {
+                let since = stage.now().await;
+                let in_good_order = random.random_bool(0.5);
+                for replica in &mut stage.replicas {
+                    if in_good_order { replica.signal("TERM") } else { replica.kill() }
+                }
+                for replica in &mut stage.replicas {
+                    replica.until_ended().await;
+                }
+                tokio::time::sleep(2 * AGENT_WINDOW).await;
+                stage.start_all();
+                after(stage.heard().await, Aftermath::NobodyLost { since })
             }
             Self::KillAgent => {
                 let at = random.random_range(0..stage.workers.len());
@@ -205,6 +227,10 @@ impl Fault {
 #[derive(Debug)]
 pub(crate) enum Aftermath {
     Nothing,
+    /// Looks whether a task was taken from an agent, none of which has died.
+    NobodyLost {
+        since: Timestamp,
+    },
     /// Starts whatever was killed.
     Start,
     /// The same for a replica that ends by itself.
@@ -218,17 +244,18 @@ pub(crate) enum Aftermath {
 }
 
 impl Aftermath {
-    pub(crate) async fn mend(self, stage: &mut Stage) -> anyhow::Result<()> {
+    pub(crate) async fn mend(self, stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
         match self {
             Self::Nothing => {}
+            Self::NobodyLost { since } => {
+                let lost = stage.watch.rows(LOST, &[&since]).await;
+                let lost = lost.iter().map(|row| row.get(0)).collect();
+                report.must_be_none("requeued though their agents lived", lost);
+            }
             Self::Start => stage.start_all(),
             Self::StartAgain(at) => {
-                let replica = &mut stage.replicas[at];
-                let ended = eventually("a replica that was asked to stop has ended", async || {
-                    (!replica.is_running()).then_some(())
-                });
-                ended.await;
-                replica.start();
+                stage.replicas[at].until_ended().await;
+                stage.replicas[at].start();
             }
             Self::ThawReplica(at) => stage.replicas[at].signal("CONT"),
             Self::ThawWorker(at) => stage.workers[at].signal("CONT"),
@@ -265,7 +292,11 @@ impl Stage {
     /// From now on the clock runs, and who has not been heard of since does not count.
     async fn heard(&mut self) -> Blow {
         let blow = Blow::now(Vec::new());
-        let now = self.watch.rows("select clock_timestamp()", &[]).await[0].get(0);
-        Blow { heard_since: Some(now), ..blow }
+        Blow { heard_since: Some(self.now().await), ..blow }
+    }
+
+    /// By the database's clock.
+    async fn now(&mut self) -> Timestamp {
+        self.watch.rows("select clock_timestamp()", &[]).await[0].get(0)
     }
 }

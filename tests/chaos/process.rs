@@ -6,6 +6,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use crate::support::eventually;
+
 /// Killed when dropped.
 pub(crate) struct Process {
     pub(crate) name: String,
@@ -50,6 +52,12 @@ impl Process {
             let pid = child.id().to_string();
             assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
         }
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn until_ended(&mut self) {
+        let what = format!("{}, asked to stop, has ended", self.name);
+        eventually(&what, async || (!self.is_running()).then_some(())).await;
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

@@ -91,7 +91,7 @@ async fn one_fault(
         took = took.map(|_| wait);
     }
     report.recovery(Recovery { fault, leased: leased.count(), took });
-    aftermath.mend(stage).await
+    aftermath.mend(stage, report).await
 }
 
 /// Waits until no task is left, at most so long.

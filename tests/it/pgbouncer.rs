@@ -123,6 +123,26 @@ async fn the_settings_that_a_pooler_drops_must_be_the_roles_and_then_all_works()
     let (completed, _) = tokio::join!(agents, creates);
     assert_eq!(completed.iter().sum::<usize>(), TASKS);
     db.check_history().await;
+    // One whose listener reaches nobody finds by polling what another one creates.
+    let nobody = format!("postgres://agent_fleet@127.0.0.1:{}/fleet", free_port());
+    let mut deaf = Serve::start(&url, "deaf", &toml(&nobody));
+    deaf.ready().await;
+    let reply = http.get(format!("{}/readyz", deaf.url)).send().await.unwrap();
+    let said: Value = reply.json().await.unwrap();
+    assert_ne!(said["listener"], "ok", "{said}");
+    let poll = http.post(format!("{}/api/v1/tasks/dequeue", deaf.url));
+    let poll = poll.json(&json!({"agent_id": "agent-0", "wait_secs": 30})).send();
+    let poll = tokio::spawn(poll);
+    eventually("the agent waits", async || {
+        let url = format!("{}/metrics", deaf.url);
+        let text = http.get(url).send().await.ok()?.text().await.ok()?;
+        text.contains("agent_fleet_waiting_polls 1").then_some(())
+    })
+    .await;
+    let (status, made) = post(0, "tasks", json!({"title": "unheard of"})).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let task: Value = poll.await.unwrap().unwrap().json().await.unwrap();
+    assert_eq!(task["task_id"], made["task_id"]);
     for replica in &replicas {
         let said = replica.program.stderr();
         assert!(!said.contains("ERROR") && !said.contains("failed"), "{said}");
