@@ -3,7 +3,8 @@
 //! What arrives while nothing is under way is done at once; while batches are under way, the next one gathers. Of items
 //! that are about the same thing (a task, a key, a session) one is in hand at a time, and they take turns in the order of
 //! their arrival. A batch that the database refuses is done again item by item, so that one bad item hurts nobody else.
-//! Each caller is answered after its commit, with what came of its own item.
+//! Each caller is answered after its commit, with what came of its own item. What nobody waits for any more is left out,
+//! unless it is in hand by then.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -100,6 +101,10 @@ impl<I: Shared> Batch<I> {
         let mut passed = VecDeque::new();
         let mut size = 0;
         while let Some(waiting) = state.waiting.pop_front() {
+            if waiting.reply.is_closed() {
+                // Whoever asked has gone, and will ask again if it still matters: what is over is not worth others' time.
+                continue;
+            }
             let free = waiting.keys.iter().all(|key| !blocked.contains(key));
             // What is passed over blocks what comes after it: turns are taken in the order of arrival.
             blocked.extend(waiting.keys.iter().cloned());
@@ -132,7 +137,7 @@ impl<I: Shared> Batch<I> {
     }
 
     /// Does an item together with others, and answers once it is committed. Once begun it is carried out, also when nobody
-    /// waits for the answer any more.
+    /// waits for the answer any more; before that it is left out.
     pub(super) async fn submit(
         replica: &Arc<Replica>,
         of: fn(&Replica) -> &Self,
@@ -222,7 +227,20 @@ mod tests {
     }
 
     fn push(queue: &Batch<Item>, keys: &'static [&'static str], size: usize) -> bool {
-        queue.push(Item(keys, size), oneshot::channel().0)
+        let (reply, answer) = oneshot::channel();
+        // Waits for the rest of the test.
+        std::mem::forget(answer);
+        queue.push(Item(keys, size), reply)
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_left_out() {
+        let queue = Batch::default();
+        let (reply, answer) = oneshot::channel();
+        queue.push(Item(&["a"], 1), reply);
+        push(&queue, &["b"], 1);
+        drop(answer);
+        assert_eq!(keys(queue.next()), ["b"]);
     }
 
     #[test]

@@ -26,7 +26,9 @@ use crate::config::Database;
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "15s"),
     ("lock_timeout", "5s"),
-    ("idle_in_transaction_session_timeout", "30s"),
+    // A replica that stands still within a transaction keeps its rows locked for so long: less than `replica_ttl` as a rule,
+    // and no longer than others wait for a lock.
+    ("idle_in_transaction_session_timeout", "5s"),
     ("client_connection_check_interval", "5s"),
 ];
 

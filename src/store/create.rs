@@ -1,5 +1,7 @@
 //! Tasks come into being: by API, by SQL, by the forge.
 
+use std::{borrow::Cow, collections::HashMap};
+
 use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -18,6 +20,9 @@ use super::{
     tasks::show,
 };
 use crate::model::{Actor, EventType, ExecutionMode, Priority, Repo, Source, Task, TaskId};
+
+/// How often a batch is tried while others make the same tasks.
+const TRIES: usize = 3;
 
 /// A task that is to be.
 #[derive(Debug, Clone, Serialize)]
@@ -82,6 +87,21 @@ pub struct Creation {
     pub places: Vec<ReadyPlace>,
 }
 
+impl Creation {
+    /// Takes what was created together apart again.
+    fn by_request(self, requests: &[(usize, &[Identified<'_>])]) -> Vec<(usize, Self)> {
+        let (mut tasks, mut places) = (self.tasks.into_iter(), self.places);
+        let own = |(place, rows): &(usize, &[Identified<'_>])| {
+            let tasks: Vec<Task> = tasks.by_ref().take(rows.len()).collect();
+            let ids = tasks.iter().map(|task| task.task_id).collect();
+            // Whose places they are does not matter to who is woken.
+            let places = std::mem::take(&mut places);
+            (*place, Self { outcome: Created::New(ids), tasks, places })
+        };
+        requests.iter().map(own).collect()
+    }
+}
+
 /// What came of a creation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
@@ -97,7 +117,7 @@ pub enum Created {
 }
 
 /// A task with the id that it will have.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Identified<'a> {
     task_id: TaskId,
     key: String,
@@ -193,8 +213,9 @@ impl Store {
         retry!(self.create_once(&rows, request.idempotency_key.as_deref()).await)
     }
 
-    /// The same for requests that arrived together, none of which has an Idempotency-Key, and whose keys are distinct: in
-    /// one transaction when nothing is in the way of any, else each in its own.
+    /// The same for requests that arrived together, none of which has an Idempotency-Key, and whose keys are distinct. What
+    /// is new is created in one transaction, also beside requests that came before: after an outage most may have, each
+    /// repeated by a client that had no answer.
     pub async fn create_together(
         &self,
         requests: &[NewRequest],
@@ -204,32 +225,87 @@ impl Store {
         }
         self.know_lanes(requests).await?;
         let count = requests.iter().map(|r| r.tasks.len()).sum();
-        let ids = make_ids(&self.client().await?, count).await?;
+        let named: Vec<&str> =
+            requests.iter().flat_map(|r| &r.tasks).filter_map(|task| task.key.as_deref()).collect();
+        let (ids, mut known) = self.make_ids_and_find(count, &named).await?;
         let rows = identified(&ids, requests);
-        if let Some(all) = retry!(self.create_all(&rows).await)? {
-            let (mut tasks, mut places) =
-                (all.tasks.into_iter(), all.places.into_iter().peekable());
-            let mut first = true;
-            return Ok(requests
-                .iter()
-                .map(|request| {
-                    let tasks: Vec<Task> = tasks.by_ref().take(request.tasks.len()).collect();
-                    let ids = tasks.iter().map(|task| task.task_id).collect();
-                    // Whose places they are does not matter to who is woken.
-                    let places = if std::mem::take(&mut first) {
-                        places.by_ref().collect()
-                    } else {
-                        Vec::new()
-                    };
-                    Creation { outcome: Created::New(ids), tasks, places }
-                })
-                .collect());
+        let mut rest = rows.as_slice();
+        let mut open: Vec<(usize, &[Identified<'_>])> = Vec::with_capacity(requests.len());
+        for (place, request) in requests.iter().enumerate() {
+            let (own, others) = rest.split_at(request.tasks.len());
+            (rest, _) = (others, open.push((place, own)));
         }
-        let mut created = Vec::with_capacity(requests.len());
-        for request in requests {
-            created.push(self.create_tasks(request).await?);
+        let mut made: Vec<(usize, Creation)> = Vec::with_capacity(requests.len());
+        for _ in 0..TRIES {
+            let came_before: Vec<(usize, &[Identified<'_>])> = open
+                .extract_if(.., |(_, rows)| rows.iter().any(|row| known.contains_key(&row.key)))
+                .collect();
+            made.extend(self.tell(&came_before, &known).await?);
+            if open.is_empty() {
+                break;
+            }
+            let rows: Cow<'_, [Identified<'_>]> = if made.is_empty() {
+                Cow::Borrowed(&rows)
+            } else {
+                open.iter().flat_map(|(_, rows)| rows.iter().cloned()).collect()
+            };
+            if let Some(all) = retry!(self.create_all(&rows).await)? {
+                made.extend(all.by_request(&open));
+                open.clear();
+                break;
+            }
+            // Somebody else, or this very call before its connection was lost.
+            let keys: Vec<&str> = rows.iter().map(|row| row.key.as_str()).collect();
+            known = find_known(&self.client().await?, &keys).await?;
         }
-        Ok(created)
+        for (place, rows) in open {
+            made.push((place, retry!(self.create_once(rows, None).await)?));
+        }
+        made.sort_unstable_by_key(|(place, _)| *place);
+        Ok(made.into_iter().map(|(_, creation)| creation).collect())
+    }
+
+    /// Ids for new tasks, and what is known under these keys, in one round trip.
+    async fn make_ids_and_find(
+        &self,
+        count: usize,
+        keys: &[&str],
+    ) -> Result<(Vec<TaskId>, Known), StoreError> {
+        let client = self.client().await?;
+        if keys.is_empty() {
+            return Ok((make_ids(&client, count).await?, Known::new()));
+        }
+        MAKE_TASK_IDS.prepare(&client).await?;
+        FIND_TASKS_BY_KEY.prepare(&client).await?;
+        tokio::try_join!(biased; make_ids(&client, count), find_known(&client, keys))
+    }
+
+    /// What came of requests some of whose keys are known.
+    async fn tell(
+        &self,
+        requests: &[(usize, &[Identified<'_>])],
+        known: &Known,
+    ) -> Result<Vec<(usize, Creation)>, StoreError> {
+        let told: Vec<Result<Vec<TaskId>, String>> =
+            requests.iter().map(|(_, rows)| existing(rows, known, &[])).collect();
+        let ids: Vec<TaskId> = told.iter().flatten().flatten().copied().collect();
+        let mut tasks: HashMap<TaskId, Task> =
+            self.get_tasks(&ids).await?.into_iter().map(|task| (task.task_id, task)).collect();
+        let creation =
+            |((place, rows), told): (&(usize, &[Identified<'_>]), Result<Vec<TaskId>, _>)| {
+                let (outcome, tasks) = match told {
+                    Err(key) => (Created::Conflict { key }, Vec::new()),
+                    Ok(ids) => {
+                        let shown: Vec<Task> =
+                            ids.iter().filter_map(|id| tasks.remove(id)).collect();
+                        // Its own ids: this very call, tried again after an unknown outcome.
+                        let own = rows.iter().map(|row| row.task_id).eq(ids.iter().copied());
+                        (if own { Created::New(ids) } else { Created::Repeated(ids) }, shown)
+                    }
+                };
+                (*place, Creation { outcome, tasks, places: Vec::new() })
+            };
+        Ok(requests.iter().zip(told).map(creation).collect())
     }
 
     /// Gives each set that has none yet its lane.
@@ -288,7 +364,8 @@ impl Store {
         let outcome = if inserted.ids.len() == rows.len() {
             Created::New(inserted.ids)
         } else {
-            match existing(&tx, rows, &inserted.ids).await? {
+            let keys: Vec<&str> = rows.iter().map(|t| t.key.as_str()).collect();
+            match existing(rows, &find_known(&tx, &keys).await?, &inserted.ids) {
                 // Without a name from the client it can only be this very call, tried again after an unknown outcome.
                 Ok(ids) if rows.iter().all(|t| t.task.key.is_none()) => Created::New(ids),
                 Ok(ids) => {
@@ -327,26 +404,35 @@ async fn insert_and_show<C: GenericClient>(
     tokio::try_join!(biased; insert(client, rows, journal), show(client, &ids))
 }
 
-/// The ids of what exists under the keys of a request, when all of it exists and came from the same request; else the
-/// first key that stands in the way.
-async fn existing<C: GenericClient>(
-    client: &C,
-    tasks: &[Identified<'_>],
-    inserted: &[TaskId],
-) -> Result<Result<Vec<TaskId>, String>, StoreError> {
-    let keys: Vec<&str> = tasks.iter().map(|t| t.key.as_str()).collect();
+/// By key: the task, and the hash of the request that made it.
+type Known = HashMap<String, (TaskId, Option<String>)>;
+
+async fn find_known<C: GenericClient>(client: &C, keys: &[&str]) -> Result<Known, StoreError> {
     let rows = FIND_TASKS_BY_KEY.rows(client, &[&keys]).await?;
-    let mut ids = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        let Some(row) = rows.iter().find(|r| get::<&str>(r, "key") == task.key) else { continue };
-        let same = get::<Option<&[u8]>>(row, "request_hash").map(hex::encode)
-            == Some(task.request_hash.clone());
-        let id = TaskId(get::<Uuid>(row, "task_id"));
-        // Where some are new, what existed before is in the way, whatever made it.
-        if !same || (!inserted.is_empty() && !inserted.contains(&id)) {
-            return Ok(Err(task.key.clone()));
-        }
-        ids.push(id);
-    }
-    Ok(Ok(ids))
+    let known = |row: &tokio_postgres::Row| {
+        let hash = get::<Option<&[u8]>>(row, "request_hash").map(hex::encode);
+        (get(row, "key"), (TaskId(get::<Uuid>(row, "task_id")), hash))
+    };
+    Ok(rows.iter().map(known).collect())
+}
+
+/// The ids of what exists under the keys of a request, when all of it exists and came from the same request; else the
+/// first key that stands in the way. What was just inserted does not count as existing.
+fn existing(
+    tasks: &[Identified<'_>],
+    known: &Known,
+    inserted: &[TaskId],
+) -> Result<Vec<TaskId>, String> {
+    let before: Vec<_> = tasks
+        .iter()
+        .filter(|task| !inserted.contains(&task.task_id))
+        .filter_map(|task| Some((task, known.get(&task.key)?)))
+        .collect();
+    // Where some are new, what existed before is in the way, whatever made it.
+    let some_are_new = before.len() < tasks.len();
+    let own = |(task, (id, hash)): (&Identified<'_>, &(TaskId, Option<String>))| {
+        let same = hash.as_ref() == Some(&task.request_hash);
+        if same && !some_are_new { Ok(*id) } else { Err(task.key.clone()) }
+    };
+    before.into_iter().map(own).collect()
 }

@@ -201,8 +201,8 @@ impl Fault {
             }
             Self::CutListeners => {
                 let blow = Blow::now(Vec::new());
-                for line in &stage.listeners {
-                    line.set_open(false);
+                for line in &stage.lines {
+                    line.set_heard(false);
                 }
                 tokio::time::sleep(CUT).await;
                 after(blow, Aftermath::MendListeners)
@@ -260,7 +260,7 @@ impl Aftermath {
             Self::ThawReplica(at) => stage.replicas[at].signal("CONT"),
             Self::ThawWorker(at) => stage.workers[at].signal("CONT"),
             Self::MendListeners => {
-                stage.listeners.iter().for_each(|line| line.set_open(true));
+                stage.lines.iter().for_each(|line| line.set_heard(true));
             }
             Self::BuildStandby => stage.database.pair()?.build_standby().await?,
             Self::StartNodes => stage.database.patroni()?.start_all().await?,

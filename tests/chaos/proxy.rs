@@ -1,6 +1,13 @@
-//! What stands between processes: a balancer in front of the replicas, and lines that can be cut without anybody noticing.
+//! What stands between processes: a balancer in front of the replicas, and lines to the database on which listeners can
+//! be cut off without anybody noticing.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -87,59 +94,65 @@ async fn balance(mut client: TcpStream, backends: Arc<Vec<(u16, watch::Sender<He
     }
 }
 
-/// A line to one port that can be cut: nothing passes any more, and nothing is closed.
+/// What makes a connection one that listens, as it stands on the wire.
+const LISTEN: &[u8] = b"listen fleet_wake";
+
+/// A line from a replica to a server. What its listener hears and says can be cut off: nothing passes any more, and
+/// nothing is closed.
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(crate) port: u16,
-    open: watch::Sender<bool>,
+    heard: watch::Sender<bool>,
 }
 
 impl Line {
     /// To this port.
     pub(crate) async fn start(to: u16) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let line = Self { port: listener.local_addr()?.port(), open: watch::Sender::new(true) };
-        let open = line.open.clone();
+        let line = Self { port: listener.local_addr()?.port(), heard: watch::Sender::new(true) };
+        let heard = line.heard.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let open = open.subscribe();
-                tokio::spawn(async move {
-                    let mut before = open.clone();
-                    // While it is cut, a new connection is accepted and hears nothing.
-                    let _ = before.wait_for(|open| *open).await;
-                    let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
-                    let _ = (client.set_nodelay(true), server.set_nodelay(true));
-                    let ((from_client, to_client), (from_server, to_server)) =
-                        (client.into_split(), server.into_split());
-                    tokio::select! {
-                        () = pass(from_client, to_server, open.clone()) => {}
-                        () = pass(from_server, to_client, open) => {}
-                    }
-                });
+                tokio::spawn(carry(client, to, heard.subscribe()));
             }
         });
         Ok(line)
     }
 
-    /// Cuts it, or mends it.
-    pub(crate) fn set_open(&self, open: bool) {
-        self.open.send_replace(open);
+    /// Cuts the listener off, or mends it.
+    pub(crate) fn set_heard(&self, heard: bool) {
+        self.heard.send_replace(heard);
+    }
+}
+
+async fn carry(client: TcpStream, to: u16, heard: watch::Receiver<bool>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
+    let listens = AtomicBool::new(false);
+    tokio::select! {
+        () = pass(from_client, to_server, &listens, heard.clone()) => {}
+        () = pass(from_server, to_client, &listens, heard) => {}
     }
 }
 
 async fn pass(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
-    mut open: watch::Receiver<bool>,
+    listens: &AtomicBool,
+    mut heard: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; 16 << 10];
     loop {
         let Ok(count) = from.read(&mut buffer).await else { return };
+        let text = &buffer[..count];
+        if text.windows(LISTEN.len()).any(|part| part == LISTEN) {
+            listens.store(true, Ordering::Relaxed);
+        }
         // Also the end of the stream waits, as it would on a cut wire.
-        if open.wait_for(|open| *open).await.is_err()
-            || count == 0
-            || to.write_all(&buffer[..count]).await.is_err()
-        {
+        let cut = listens.load(Ordering::Relaxed) && heard.wait_for(|heard| *heard).await.is_err();
+        if cut || count == 0 || to.write_all(text).await.is_err() {
             return;
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     database::Database,
-    postgres::{connect, url_of},
+    postgres::url_of,
     process::Process,
     proxy::{Balancer, Line},
     support::{Sshd, agent_fleet, eventually, free_port},
@@ -33,17 +33,6 @@ pub(crate) const POLL_FLOOR: Duration = Duration::from_millis(2500);
 pub(crate) const ADMIN: &str = "chaos-admin-token";
 const ENROLL: &str = "chaos-enrollment-token";
 
-/// A listener's address that is not the pool's means a pooler, past which no connection options get: as
-/// docs/operations.md says for PgBouncer.
-const SETTINGS: &str = "
-alter role agent_fleet set statement_timeout = '15s';
-alter role agent_fleet set lock_timeout = '5s';
-alter role agent_fleet set idle_in_transaction_session_timeout = '30s';
-alter role agent_fleet set client_connection_check_interval = '5s';
-alter role agent_fleet set agent_fleet.tells = 'itself';
-alter role agent_fleet set enable_seqscan = off;
-alter role agent_fleet set jit = off";
-
 /// All of it.
 pub(crate) struct Stage {
     pub(crate) database: Database,
@@ -51,8 +40,8 @@ pub(crate) struct Stage {
     pub(crate) balancer: Balancer,
     /// `replica-1` and so on.
     pub(crate) replicas: Vec<Process>,
-    /// The lines that the replicas' listeners use.
-    pub(crate) listeners: Vec<Line>,
+    /// Between each replica and each server.
+    pub(crate) lines: Vec<Line>,
     /// `worker-1` and so on: one pull agent with many slots each.
     pub(crate) workers: Vec<Process>,
     /// `program-1` and so on: `agent-fleet agent`.
@@ -94,25 +83,22 @@ impl Stage {
         let config = dir.join("agent-fleet.toml");
         fs::write(&config, configuration(dir, &hosts))?;
         migrate(&database.url(), &config).await?;
-        connect(&database.url()).await?.batch_execute(SETTINGS).await?;
-        let (mut replicas, mut listeners, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut replicas, mut lines, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=REPLICAS {
             let mut line_ports = Vec::new();
             for port in database.ports() {
                 let line = Line::start(port).await?;
                 line_ports.push(line.port);
-                listeners.push(line);
+                lines.push(line);
             }
             let port = free_port();
-            let (url, config) = (database.url(), config.clone());
-            let listen_url = url_of(&line_ports);
+            let (url, config) = (url_of(&line_ports), config.clone());
             let name = format!("replica-{number}");
             replicas.push(Process::new(&name.clone(), &logs, move || {
                 let listen = format!("127.0.0.1:{port}");
                 let mut command =
                     agent_fleet(&["serve", "--replica-id", &name, "--listen", &listen, "--config"]);
                 command.arg(&config).env("DATABASE_URL", &url);
-                command.env("AGENT_FLEET_LISTEN_URL", &listen_url);
                 command
             }));
             ports.push(port);
@@ -124,7 +110,7 @@ impl Stage {
         let watch = Watch::new(database.url());
         let dir = dir.to_owned();
         let mut stage =
-            Self { database, watch, balancer, replicas, listeners, workers, programs, hosts, dir };
+            Self { database, watch, balancer, replicas, lines, workers, programs, hosts, dir };
         stage.start_all();
         stage.ready().await;
         Ok(stage)

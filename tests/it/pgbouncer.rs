@@ -17,7 +17,7 @@ use crate::support::{
 const SETTINGS: [(&str, &str); 4] = [
     ("statement_timeout", "15s"),
     ("lock_timeout", "5s"),
-    ("idle_in_transaction_session_timeout", "30s"),
+    ("idle_in_transaction_session_timeout", "5s"),
     ("client_connection_check_interval", "5s"),
 ];
 

@@ -81,7 +81,7 @@ async fn sessions_are_set_up_as_they_must_be_and_that_is_checked() {
     for (setting, value) in [
         ("statement_timeout", "15s"),
         ("lock_timeout", "5s"),
-        ("idle_in_transaction_session_timeout", "30s"),
+        ("idle_in_transaction_session_timeout", "5s"),
         ("client_connection_check_interval", "5s"),
     ] {
         let plain = db.rows(&format!("show {setting}"), &[]).await;

@@ -8,7 +8,9 @@ use std::sync::{
 
 use agent_fleet::{
     model::{AgentId, CapabilitySet, ExecutionMode as Mode, Status, TaskId},
-    store::{Credential, EndLease, Ended, HeldLease, Outcome, Registration, Store},
+    store::{
+        Created, Credential, EndLease, Ended, HeldLease, NewRequest, Outcome, Registration, Store,
+    },
 };
 use serde_json::json;
 use tokio::{
@@ -95,6 +97,71 @@ async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, armed: Arc<Atom
             }
         }
     }
+}
+
+/// A request for tasks with these keys; one without a key where it is empty.
+fn named(keys: &[&str], body: &str) -> NewRequest {
+    let tasks = keys.iter().map(|key| {
+        let mut new = task(&[], Mode::Undecided);
+        new.key = (!key.is_empty()).then(|| (*key).to_owned());
+        body.clone_into(&mut new.body);
+        new
+    });
+    NewRequest { tasks: tasks.collect(), idempotency_key: None, actor: operator() }
+}
+
+#[tokio::test]
+async fn creations_that_went_through_unheard_of_are_not_made_again() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    // Connected, and the lane is known.
+    create(&line.store, task(&[], Mode::Undecided), 1).await;
+    line.arm();
+    let requests = [named(&[""], ""), named(&["", ""], ""), named(&["k"], "")];
+    let made = line.store.create_together(&requests).await.unwrap();
+    assert!(line.was_cut());
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 1 + 4);
+    for (request, creation) in requests.iter().zip(&made) {
+        assert!(matches!(creation.outcome, Created::New(_)), "{:?}", creation.outcome);
+        assert_eq!(creation.tasks.len(), request.tasks.len());
+    }
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn what_is_repeated_after_an_outage_does_not_hold_up_what_is_new() {
+    const MANY: usize = 50;
+    let db = Db::new().await;
+    let store = db.store();
+    let old: Vec<String> = (0..MANY).map(|n| format!("old-{n}")).collect();
+    let new: Vec<String> = (0..MANY).map(|n| format!("new-{n}")).collect();
+    let first: Vec<NewRequest> = old.iter().map(|key| named(&[key], "")).collect();
+    let before = store.create_together(&first).await.unwrap();
+    let mut requests: Vec<NewRequest> =
+        old.iter().zip(&new).flat_map(|(o, n)| [named(&[o], ""), named(&[n], "")]).collect();
+    requests.push(named(&["old-1", "half"], ""));
+    requests[0] = named(&["old-0"], "another body");
+    let made = store.create_together(&requests).await.unwrap();
+    for (place, creation) in made.iter().enumerate() {
+        let told = (&creation.outcome, creation.tasks.len());
+        let conflict = |key: &str| Created::Conflict { key: key.to_owned() };
+        match place {
+            0 => assert_eq!(told, (&conflict("old-0"), 0)),
+            _ if place == 2 * MANY => assert_eq!(told, (&conflict("old-1"), 0)),
+            _ if place % 2 == 0 => {
+                let id = before[place / 2].tasks[0].task_id;
+                assert_eq!(told, (&Created::Repeated(vec![id]), 1));
+                assert_eq!(creation.tasks[0].task_id, id);
+            }
+            _ => {
+                assert_eq!(told, (&Created::New(vec![creation.tasks[0].task_id]), 1));
+                assert_eq!(creation.tasks[0].key, new[place / 2]);
+            }
+        }
+    }
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 2 * MANY as i64);
+    let sql = "select count(distinct xmin::text) from fleet.tasks where key like 'new-%'";
+    assert_eq!(db.count(sql).await, 1, "one transaction for all that is new");
 }
 
 async fn types(db: &Db, id: TaskId) -> Vec<String> {
