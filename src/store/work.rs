@@ -260,7 +260,7 @@ impl Store {
             list.iter_mut().for_each(|place| *place = places[*place]);
         }
         // Who was passed over for a candidate that went to nobody.
-        claims.shortfall |= blind || !claims.barred.is_empty() && places.len() < waiters.len();
+        claims.shortfall |= (blind || !claims.barred.is_empty()) && places.len() < waiters.len();
         Ok(claims)
     }
 
@@ -439,6 +439,9 @@ impl Store {
         let mut gone: HashSet<TaskId> = HashSet::new();
         for round in 0..ROUNDS {
             if round > 0 {
+                if !self.ready().knows_lanes() {
+                    self.read_lanes(tx).await?;
+                }
                 candidates = self.candidates(tx, asking, round > 3, gone.len(), round).await?;
             }
             let crowd = self.crowd().size();
@@ -457,6 +460,9 @@ impl Store {
                 },
             );
             if pairs.is_empty() {
+                if candidates.blind {
+                    continue;
+                }
                 break;
             }
             let (taken, shown) = self.take_pairs(tx, &taking, &pairs, &switched).await?;
@@ -484,7 +490,7 @@ impl Store {
             let complete = taken.len() == pairs.len();
             self.crowd().learn(!complete);
             claims.shortfall |= !complete || pairs.len() == TASKS;
-            if complete {
+            if complete && !candidates.blind {
                 break;
             }
             // What was lost left room.
@@ -495,6 +501,7 @@ impl Store {
                 }
             }
         }
+        claims.shortfall |= candidates.blind;
         Ok(held)
     }
 

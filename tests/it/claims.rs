@@ -1,10 +1,10 @@
 //! The two claims, by statement: exact limits, locked rows, order, fencing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, Priority, Status},
-    store::{Ended, STATEMENTS, Waiter},
+    store::{Ended, Outcome, STATEMENTS, Store, Waiter},
 };
 use tokio::sync::Barrier;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::support::{
     db::Db,
     eventually,
-    fleet::{HOUR, agent, complete, create, host, operator, pull, push, replica, task},
+    fleet::{HOUR, agent, complete, create, ending, host, operator, pull, push, replica, task},
 };
 
 fn sql(name: &str) -> &'static str {
@@ -27,14 +27,50 @@ async fn lanes_that_are_forgotten_while_they_are_read_are_looked_for_again() {
     let session = agent(&store, "a", &[], 1).await;
     let waiter = [Waiter::one(session)];
 
+    let asking = {
+        let (store, waiter) = (store.clone(), waiter.clone());
+        async move { store.claim_for_agents(&waiter, true).await.unwrap() }
+    };
+    let claims = forget_lanes_under(&db, &store, asking).await;
+    assert!(
+        !claims.claimed.is_empty() || claims.shortfall,
+        "it must not say that there is nothing"
+    );
+    let claims = store.claim_for_agents(&waiter, true).await.unwrap();
+    assert_eq!(claims.claimed.len(), 1);
+}
+
+#[tokio::test]
+async fn who_completes_gets_the_next_task_also_when_the_lanes_are_forgotten_while_they_are_read() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&[], Mode::Undecided), 2).await;
+    let session = agent(&store, "a", &[], 1).await;
+    let held = pull(&store, session).await.unwrap();
+    store.ready_somewhere();
+    let completing = {
+        let store = store.clone();
+        async move {
+            let ends = [ending(held, Outcome::Completed)];
+            store.work(&ends, Duration::ZERO, &[Waiter::one(session)]).await.unwrap()
+        }
+    };
+    let worked = forget_lanes_under(&db, &store, completing).await;
+    assert_eq!(worked.ended, [Ended::Now(Status::Completed)]);
+    assert_eq!(worked.claims.claimed.len(), 1);
+}
+
+/// What comes of this, when a hint has the lanes forgotten while it reads them.
+async fn forget_lanes_under<T: Send + 'static>(
+    db: &Db,
+    store: &Store,
+    reading: impl Future<Output = T> + Send + 'static,
+) -> T {
     let mut other = db.connect().await;
     let tx = other.transaction().await.unwrap();
     tx.batch_execute("lock table fleet.lanes in access exclusive mode").await.unwrap();
-    let asking = tokio::spawn({
-        let (store, waiter) = (store.clone(), waiter.clone());
-        async move { store.claim_for_agents(&waiter, true).await.unwrap() }
-    });
-    eventually("the claim to read the lanes", async || {
+    let reading = tokio::spawn(reading);
+    eventually("the lanes to be read", async || {
         let waits = "select count(*) from pg_stat_activity
                       where datname = current_database() and wait_event_type = 'Lock'";
         (db.count(waits).await > 0).then_some(())
@@ -42,13 +78,7 @@ async fn lanes_that_are_forgotten_while_they_are_read_are_looked_for_again() {
     .await;
     store.ready_somewhere();
     tx.rollback().await.unwrap();
-    let claims = asking.await.unwrap();
-    assert!(
-        !claims.claimed.is_empty() || claims.shortfall,
-        "it must not say that there is nothing"
-    );
-    let claims = store.claim_for_agents(&waiter, true).await.unwrap();
-    assert_eq!(claims.claimed.len(), 1);
+    reading.await.unwrap()
 }
 
 #[tokio::test]

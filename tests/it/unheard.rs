@@ -8,9 +8,7 @@ use std::sync::{
 
 use agent_fleet::{
     model::{AgentId, CapabilitySet, ExecutionMode as Mode, Status, TaskId},
-    store::{
-        Created, Credential, EndLease, Ended, HeldLease, NewRequest, Outcome, Registration, Store,
-    },
+    store::{Created, Credential, Ended, NewRequest, Outcome, Registration, Store},
 };
 use serde_json::json;
 use tokio::{
@@ -21,7 +19,7 @@ use tokio_postgres::{Config, config::Host};
 
 use crate::support::{
     db::{Db, database},
-    fleet::{HOUR, NOW, agent, create, operator, pull, task},
+    fleet::{HOUR, NOW, agent, create, ending, operator, pull, task},
 };
 
 /// Stands between a store and its database. Once armed, the answer to the next COMMIT is lost with its connection.
@@ -173,17 +171,6 @@ async fn status(store: &Store, id: TaskId) -> Status {
     store.get_task(id).await.unwrap().unwrap().status
 }
 
-fn ended(held: HeldLease, outcome: Outcome) -> EndLease {
-    EndLease {
-        held,
-        outcome,
-        reason: None,
-        wait_secs: None,
-        receipt: None,
-        actor: agent_fleet::model::Actor::Agent("a".into()),
-    }
-}
-
 #[tokio::test]
 async fn an_operators_act_that_was_done_unheard_is_not_refused() {
     let db = Db::new().await;
@@ -222,12 +209,12 @@ async fn a_release_that_was_done_unheard_is_not_a_lost_lease() {
     let session = agent(&store, "a", &[], 1).await;
     let held = pull(&store, session).await.unwrap();
     line.arm();
-    let answer = line.store.end_leases(&[ended(held, Outcome::Released)], NOW).await.unwrap();
+    let answer = line.store.end_leases(&[ending(held, Outcome::Released)], NOW).await.unwrap();
     assert!(line.was_cut());
     assert!(matches!(answer[0], Ended::Before | Ended::Now(_)), "{answer:?}");
     assert_eq!(types(&db, id).await, ["created", "claimed", "released"]);
     // Said again by itself, it is refused as ever.
-    let answer = line.store.end_leases(&[ended(held, Outcome::Released)], NOW).await.unwrap();
+    let answer = line.store.end_leases(&[ending(held, Outcome::Released)], NOW).await.unwrap();
     assert!(matches!(answer[0], Ended::Not(_)), "{answer:?}");
     db.check_history().await;
 }

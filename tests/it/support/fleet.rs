@@ -140,17 +140,21 @@ pub(crate) async fn push(
         .collect()
 }
 
-/// Ends a lease without a receipt.
-pub(crate) async fn end(store: &Store, held: HeldLease, outcome: Outcome) -> Ended {
-    let end = EndLease {
+/// The end of a lease without a receipt.
+pub(crate) fn ending(held: HeldLease, outcome: Outcome) -> EndLease {
+    EndLease {
         held,
         outcome,
         reason: Some("test".into()),
         wait_secs: None,
         receipt: None,
         actor: Actor::Agent("a".into()),
-    };
-    store.end_leases(&[end], NOW).await.unwrap()[0]
+    }
+}
+
+/// Ends a lease without a receipt.
+pub(crate) async fn end(store: &Store, held: HeldLease, outcome: Outcome) -> Ended {
+    store.end_leases(&[ending(held, outcome)], NOW).await.unwrap()[0]
 }
 
 /// Sends the same receipt each time.
