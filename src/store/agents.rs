@@ -10,7 +10,7 @@ use super::{
     Store, StoreError,
     connection::{begin, commit},
     error::retry,
-    journal::{Journal, Line},
+    journal::Journal,
     rows::{get, word},
     statement::{
         BEGIN_SESSION, CHECK_CALLERS, CHECK_SESSIONS, DELETE_AGENT, END_SESSIONS_OF,
@@ -205,16 +205,7 @@ impl Store {
             let before: Vec<Uuid> = replaced.iter().map(|s| s.0).collect();
             let actor = Actor::Agent(agent_id.to_owned()).to_string();
             let rows = RESUME_LEASES.rows(&tx, &[&tasks, &before, &session, &actor]).await?;
-            for row in &rows {
-                journal.note(|| Line {
-                    task_id: get(row, "task_id"),
-                    event: EventType::Resumed.to_string(),
-                    lease: Lease(get(row, "lease")),
-                    attempt: Some(get(row, "attempt")),
-                    actor: actor.clone(),
-                    ..Line::default()
-                });
-            }
+            journal.note_rows(&rows, EventType::Resumed, None, &actor);
             resumed.extend(
                 rows.iter().map(|r| (TaskId(get::<Uuid>(r, "task_id")), Lease(get(r, "lease")))),
             );

@@ -2,10 +2,12 @@
 //! and written when its commit is known: never before, and not at all when it ends without one. A commit that was not
 //! heard of leaves no line; `fleet.task_events` has it.
 
+use tokio_postgres::Row;
 use tracing::Level;
 use uuid::Uuid;
 
-use crate::model::Lease;
+use super::rows::get;
+use crate::model::{EventType, Lease, Status};
 
 /// By which a filter names these lines.
 pub(super) const TARGET: &str = "agent_fleet::task";
@@ -38,6 +40,29 @@ impl Journal {
     pub(super) fn note(&mut self, line: impl FnOnce() -> Line) {
         if tracing::enabled!(target: TARGET, Level::INFO) {
             self.0.push(line());
+        }
+    }
+
+    /// Notes what a statement did to each task of its rows, which have `task_id`, `lease` and `attempt`. `change`: from which
+    /// status to which; without it the status stays.
+    pub(super) fn note_rows(
+        &mut self,
+        rows: &[Row],
+        event: EventType,
+        change: Option<(Status, Status)>,
+        actor: &str,
+    ) {
+        for row in rows {
+            self.note(|| Line {
+                task_id: get(row, "task_id"),
+                event: event.to_string(),
+                from: change.map(|(from, _)| from.to_string()),
+                status: change.map(|(_, to)| to.to_string()),
+                lease: Lease(get(row, "lease")),
+                attempt: Some(get(row, "attempt")),
+                actor: actor.to_owned(),
+                ..Line::default()
+            });
         }
     }
 

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     Store, StoreError,
-    journal::{Journal, Line},
+    journal::Journal,
     rows::get,
     statement::{
         CHECK_PARTITIONS, DECIDE_PULL, DELETE_OLD_NOTICES, DELETE_RETIRED_LANES, EXPIRE_PINS,
@@ -14,7 +14,7 @@ use super::{
         READ_DUE, READ_SILENCE, RETIRE_LANES, SET_LANES,
     },
 };
-use crate::model::{Actor, EventType, Lease, Status};
+use crate::model::{Actor, EventType, Status};
 
 /// Rows changed in one statement, at most.
 pub(crate) const BATCH: i64 = 500;
@@ -178,18 +178,7 @@ impl Store {
 /// Logs what a statement that commits by itself did to each task of its rows. Returns how many there are.
 fn written(rows: &[Row], event: EventType, change: Option<(Status, Status)>, actor: &Actor) -> i64 {
     let mut journal = Journal::default();
-    for row in rows {
-        journal.note(|| Line {
-            task_id: get(row, "task_id"),
-            event: event.to_string(),
-            from: change.map(|(from, _)| from.to_string()),
-            status: change.map(|(_, to)| to.to_string()),
-            lease: Lease(get(row, "lease")),
-            attempt: Some(get(row, "attempt")),
-            actor: actor.to_string(),
-            ..Line::default()
-        });
-    }
+    journal.note_rows(rows, event, change, &actor.to_string());
     journal.write();
     i64::try_from(rows.len()).unwrap_or(i64::MAX)
 }

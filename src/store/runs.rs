@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     HeldLease, Store, StoreError,
-    journal::{Journal, Line},
+    journal::Journal,
     rows::{get, word},
     statement::{
         APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, LIST_OWN_RUNS, MARK_RUN_STARTED,
@@ -134,19 +134,11 @@ impl Store {
         }
         let client = self.client().await?;
         let ids: Vec<i64> = reachable.iter().map(|id| id.0).collect();
-        let params: super::statement::Params<'_> = &[&ids, &session.0, &actor.to_string(), &BATCH];
+        let actor = actor.to_string();
+        let params: super::statement::Params<'_> = &[&ids, &session.0, &actor, &BATCH];
         let rows = TAKE_OVER_RUNS.rows(&client, params).await?;
         let mut journal = Journal::default();
-        for row in &rows {
-            journal.note(|| Line {
-                task_id: get(row, "task_id"),
-                event: EventType::TakenOver.to_string(),
-                lease: Lease(get(row, "lease")),
-                attempt: Some(get(row, "attempt")),
-                actor: actor.to_string(),
-                ..Line::default()
-            });
-        }
+        journal.note_rows(&rows, EventType::TakenOver, None, &actor);
         journal.write();
         rows.iter().map(|row| taken_over(row, session)).collect()
     }
