@@ -1,5 +1,5 @@
 -- Purpose: what went wrong in the last day, like with like.
--- Index:   task_events_at; tasks_pkey for one key of each group.
+-- Index:   task_events_wrong; tasks_pkey for one key of each group.
 create or replace view fleet.failures as
 with wrong as materialized (
   select e.type, coalesce(left(e.detail ->> 'reason', 200), 'no reason given') as reason, count(*) as attempts,

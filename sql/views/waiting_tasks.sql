@@ -1,12 +1,9 @@
 -- Purpose: what waits, and for what. The reason of a ready task depends on its lane and mode alone: it is asked once for
---          each of those, and not for each task. The text is looked up row by row, and only when it is selected: joined, all of
---          task_specs would be read for it.
+--          each of those, and not for each task. The text is looked up row by row, and only when it is selected, after a sort
+--          for the rows that are left by a limit: joined, all of task_specs would be read for it.
 -- Index:   tasks_ready_pull, tasks_ready_push, tasks_due, tasks_held, one for each arm; task_specs_pkey when the text
 --          is selected.
 create or replace view fleet.waiting_tasks as
-with reason as materialized (
-  select lane_id, capabilities, execution_mode, waiting_reason from fleet.lane_reasons
-)
 select t.task_id, t.key,
        (select s.title from fleet.task_specs s where s.task_id = t.task_id and s.version = t.spec_version) as title,
        case when r.lane_id is not null then r.capabilities
@@ -25,7 +22,7 @@ select t.task_id, t.key,
         select * from fleet.tasks where due_at is not null and status = 'scheduled'
         union all
         select * from fleet.tasks where pinned_to is not null and status = 'assigned' and holder is null) t
-  left join reason r on r.lane_id = t.lane_id and r.execution_mode = t.execution_mode;
+  left join fleet.lane_reasons r on r.lane_id = t.lane_id and r.execution_mode = t.execution_mode;
 
 comment on view fleet.waiting_tasks is 'What waits, and for what. Ask it with a limit, for one key, or grouped: it has a row for each waiting task.';
 comment on column fleet.waiting_tasks.task_id is 'The task.';
