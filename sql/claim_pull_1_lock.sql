@@ -3,7 +3,7 @@
 -- Locks:   sessions FOR NO KEY UPDATE SKIP LOCKED, by id.
 -- Index:   sessions_pkey.
 -- $1 uuid[]: sessions that wait.
-select s.session_id, s.claimer
+select s.session_id, s.claimer, s.last_heartbeat_at < now() - s.ttl / 4 as is_quiet
   from fleet.sessions s
   join fleet.agents a on a.agent_id = s.subject and a.session_id = s.session_id
  where s.session_id = any ($1::uuid[]) and s.kind = 'agent' and s.ended_at is null and a.drained_at is null

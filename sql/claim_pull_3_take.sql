@@ -1,9 +1,11 @@
--- Purpose: the claim by dequeue, last statement: takes each task for its one session. Whoever locks the row first has
+-- Purpose: the claim by dequeue, last statement: takes each task for its one session, and shows it
+--          as sql/get_tasks.sql does. Whoever locks the row first has
 --          it; what is gone by now is skipped, and only what is returned is taken. An undecided task becomes http_pull.
 -- Locks:   tasks by id, FOR UPDATE SKIP LOCKED; sessions that this transaction has locked before.
--- Index:   tasks_pkey; agents_pkey; sessions_pkey.
+-- Index:   tasks_pkey; agents_pkey; sessions_pkey; task_specs_pkey; receipts_pkey.
 -- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers;
--- $5 uuid: who claims; $6 uuid[]: those of the sessions for which another process claimed before.
+-- $5 uuid: who claims; $6 uuid[]: those of the sessions for which another process claimed before, or whose last sign of
+-- life could not be written for long because they are locked for claims all the time.
 with pair as materialized (
   select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[]) as p(task_id, session_id, agent_id, claim_id)
 ),
@@ -26,7 +28,7 @@ claimed as (
          completed_at = null, deadline_at = now() + make_interval(secs => t.timeout_secs), last_activity_at = now()
     from own o
    where t.task_id = o.task_id
-  returning t.task_id, t.lease, t.attempt, o.session_id, o.agent_id, o.status as from_status
+  returning t.*, o.session_id, o.agent_id, o.status as from_status
 ),
 event as (
   insert into fleet.task_events (task_id, type, from_status, to_status, actor, lease, attempt, detail)
@@ -36,7 +38,22 @@ event as (
 ),
 claimer as (
   update fleet.sessions s
-     set claimer = $5
+     set claimer = $5,
+         last_heartbeat_at = case when s.last_heartbeat_at < now() - s.ttl / 4 then now() else s.last_heartbeat_at end
    where s.session_id = any ($6::uuid[])
 )
-select task_id, session_id, lease, attempt, from_status, agent_id from claimed
+select c.session_id, c.from_status, c.agent_id,
+       c.task_id, c.key, c.source, c.priority, c.status, c.execution_mode, c.pinned_to, c.lease, c.attempt,
+       c.max_retries, c.retry_count, c.review_count, c.timeout_secs, c.run_at, c.deadline_at,
+       c.assigned_agent_id, c.assigned_host,
+       case when h.last_heartbeat_at < now() - h.ttl / 4 then now() else h.last_heartbeat_at end + h.ttl as lease_expires_at,
+       c.created_at, c.assigned_at, c.started_at, c.completed_at, c.last_activity_at, c.pr_url, c.pr_title, c.error,
+       s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
+       r.body ->> 'summary' as summary, r.body -> 'usage' as usage,
+       null::text as waiting_reason,
+       s.body
+  from claimed c
+  left join fleet.task_specs s on s.task_id = c.task_id and s.version = c.claimed_version
+  left join fleet.sessions h on h.session_id = c.session_id
+  left join lateral (select body from fleet.receipts r
+                      where r.task_id = c.task_id order by r.lease desc limit 1) r on true

@@ -1,9 +1,10 @@
 -- Purpose: ends leases: the only way a claim ends but by cancel and retry. One rule for receipts, timeouts, lost holders,
 --          releases and undone claims: what the outcome makes of the task, and whether it counts as an attempt.
 --          Fenced by task, lease and session. A task that is no longer assigned or running (the forge moved it) keeps
---          its status; only the lease ends.
+--          its status; only the lease ends. A task that a receipt has ended for good is shown, as sql/get_tasks.sql does;
+--          of others the columns from `task_id` on are null.
 -- Locks:   tasks by id, FOR UPDATE; then appends.
--- Index:   tasks_pkey; runs_pkey.
+-- Index:   tasks_pkey; runs_pkey; task_specs_pkey.
 -- $1 uuid[]: tasks, each once; $2 bigint[]: lease; $3 uuid[]: session; $4 text[]: outcome, one of completed, failed,
 -- timed_out, lost, released, undone; $5 text[]: error or reason; $6 integer[]: wait in seconds; $7 jsonb[]: receipt;
 -- $8 bytea[]: its hash; $9 text[]: actor (agent_id or host/agent of a receipt behind its first colon);
@@ -73,6 +74,7 @@ ended as (
          last_activity_at = now()
     from verdict v
    where t.task_id = v.task_id
+  returning t.*
 ),
 run as (
   update fleet.runs r
@@ -92,6 +94,17 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('reason', reason, 'receipt', receipt ->> 'status'))
     from verdict
 )
-select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source
+select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source,
+       t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pinned_to, t.lease, t.attempt,
+       t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
+       t.assigned_agent_id, t.assigned_host, null::timestamptz as lease_expires_at,
+       t.created_at, t.assigned_at, t.started_at, t.completed_at, t.last_activity_at, t.pr_url, t.pr_title, t.error,
+       s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
+       v.receipt ->> 'summary' as summary, v.receipt -> 'usage' as usage,
+       null::text as waiting_reason,
+       s.body
   from cur c
   left join verdict v on v.ord = c.ord
+  left join ended t on t.task_id = v.task_id and v.receipt is not null
+       and v.to_status not in ('scheduled', 'created', 'assigned')
+  left join fleet.task_specs s on s.task_id = t.task_id and s.version = t.spec_version

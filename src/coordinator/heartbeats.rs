@@ -116,11 +116,15 @@ pub(super) async fn run(replica: &Replica) {
     loop {
         let stop = replica.shutdown.sleep(FLUSH).await;
         let heard = replica.heartbeats.take_heard();
-        if !heard.is_empty()
-            && let Err(error) = replica.pulse.touch_sessions(&heard).await
-        {
-            tracing::warn!(error = %error_chain(&error), sessions = heard.len(), "signs of life of agents were not stored");
-            for session in heard {
+        if !heard.is_empty() {
+            let left = match replica.pulse.touch_sessions(&heard).await {
+                Ok(touched) => touched.busy,
+                Err(error) => {
+                    tracing::warn!(error = %error_chain(&error), sessions = heard.len(), "signs of life of agents were not stored");
+                    heard
+                }
+            };
+            for session in left {
                 replica.heartbeats.touch(session);
             }
         }

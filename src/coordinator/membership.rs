@@ -45,8 +45,8 @@ pub(super) async fn run(replica: &Replica) {
     let beat = replica.config.lease.replica_ttl / 3;
     while !replica.shutdown.sleep(beat).await {
         match replica.pulse.beat_replica(replica.session()).await {
-            Ok(true) => {}
-            Ok(false) => ended(replica).await,
+            Ok(Some(standing)) => replica.store.stand(standing),
+            Ok(None) => ended(replica).await,
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "the replica's heartbeat was not stored");
             }

@@ -15,10 +15,10 @@ pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit};
 use super::{
     StoreError,
     client::{self, Client, Types},
+    crowd::Crowd,
     ledger::Ledger,
     ready::Ready,
     servers::{Servers, drive},
-    work::Crowd,
 };
 use crate::config::Database;
 
@@ -134,7 +134,7 @@ impl Store {
         self.pool.status()
     }
 
-    /// How many others seem to claim, too.
+    /// What is known of other claims.
     pub(super) fn crowd(&self) -> &Crowd {
         &self.crowd
     }

@@ -36,6 +36,15 @@ pub struct Heard {
     pub lost: Vec<TaskId>,
 }
 
+/// What came of signs of life.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Sessions that were renewed.
+    pub renewed: Vec<SessionId>,
+    /// Sessions that live and that somebody else had locked: to be tried again.
+    pub busy: Vec<SessionId>,
+}
+
 impl Store {
     /// Renews sessions, each at most once; answers each in the order given, `None` for those that have ended. Never done
     /// again by itself: a second time would count as the agent's next heartbeat.
@@ -69,14 +78,15 @@ impl Store {
         Ok(sessions.iter().map(|session| heard.remove(session)).collect())
     }
 
-    /// Signs of life in a batch. Returns the sessions that live.
-    pub async fn touch_sessions(
-        &self,
-        sessions: &[SessionId],
-    ) -> Result<Vec<SessionId>, StoreError> {
+    /// Signs of life in a batch. Sessions that have ended are in neither list.
+    pub async fn touch_sessions(&self, sessions: &[SessionId]) -> Result<Touched, StoreError> {
         let client = self.client().await?;
         let ids: Vec<Uuid> = sessions.iter().map(|s| s.0).collect();
-        let rows = TOUCH_SESSIONS.rows(&client, &[&ids]).await?;
-        Ok(rows.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))).collect())
+        let mut touched = Touched::default();
+        for row in TOUCH_SESSIONS.rows(&client, &[&ids]).await? {
+            let list = if get(&row, "renewed") { &mut touched.renewed } else { &mut touched.busy };
+            list.push(SessionId(get::<Uuid>(&row, "session_id")));
+        }
+        Ok(touched)
     }
 }

@@ -1,6 +1,5 @@
 //! Rows into the model's types.
 
-use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::{Row, types::FromSql};
 use uuid::Uuid;
@@ -27,58 +26,150 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(
     row: &Row,
     column: &'static str,
 ) -> Result<Option<T>, StoreError> {
-    row.get::<_, Option<Value>>(column)
+    from_json(row.get(column), column)
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(
+    value: Option<Value>,
+    column: &str,
+) -> Result<Option<T>, StoreError> {
+    value
         .filter(|value| !value.is_null())
         .map(serde_json::from_value)
         .transpose()
         .map_err(|e| StoreError::Unknown { what: format!("{column} of an unknown shape ({e})") })
 }
 
-/// A row of `get_tasks` or `list_tasks`; `body` only where the statement selects it.
-pub(super) fn task(row: &Row) -> Result<Task, StoreError> {
-    let key: String = get(row, "key");
-    let capabilities: Vec<String> = get(row, "capabilities");
+/// The columns of a task, in the order of every statement that shows some; `body` only where there is one.
+const TASK: [&str; 36] = [
+    "task_id",
+    "key",
+    "source",
+    "priority",
+    "status",
+    "execution_mode",
+    "pinned_to",
+    "lease",
+    "attempt",
+    "max_retries",
+    "retry_count",
+    "review_count",
+    "timeout_secs",
+    "run_at",
+    "deadline_at",
+    "assigned_agent_id",
+    "assigned_host",
+    "lease_expires_at",
+    "created_at",
+    "assigned_at",
+    "started_at",
+    "completed_at",
+    "last_activity_at",
+    "pr_url",
+    "pr_title",
+    "error",
+    "title",
+    "labels",
+    "capabilities",
+    "repo",
+    "issue_url",
+    "notes",
+    "summary",
+    "usage",
+    "waiting_reason",
+    "body",
+];
+
+/// The place of a column among those of a task; found when this program is built, since looking for each of them by its
+/// name costs more than reading it.
+const fn at(column: &str) -> usize {
+    let mut place = 0;
+    while !is_same(TASK[place].as_bytes(), column.as_bytes()) {
+        place += 1;
+    }
+    place
+}
+
+const fn is_same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut n = 0;
+    while n < one.len() {
+        if one[n] != other[n] {
+            return false;
+        }
+        n += 1;
+    }
+    true
+}
+
+/// A row of a statement that shows tasks: the first columns of the row, or those from `begin` on.
+pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
+    /// A column as it is, as a word of the model, or as JSON.
+    macro_rules! column {
+        ($name:literal) => {
+            row.get(begin + const { at($name) })
+        };
+        (word $name:literal) => {{
+            let text: &str = column!($name);
+            let unknown = || StoreError::Unknown { what: format!("{} `{text}`", $name) };
+            text.parse().map_err(|_| unknown())?
+        }};
+        (json $name:literal) => {
+            from_json(column!($name), $name)?
+        };
+    }
+    let key: String = column!("key");
+    let capabilities: Vec<String> = column!("capabilities");
     Ok(Task {
-        task_id: TaskId(get::<Uuid>(row, "task_id")),
-        source: word(row, "source")?,
-        title: get(row, "title"),
-        body: row.try_get("body").ok(),
-        labels: get(row, "labels"),
+        task_id: TaskId(column!("task_id")),
+        source: column!(word "source"),
+        title: column!("title"),
+        body: row.try_get(begin + const { at("body") }).ok(),
+        labels: column!("labels"),
         task_type: Task::task_type_of(&capabilities),
         capabilities,
-        priority: Priority::from_rank(get(row, "priority")),
-        status: word(row, "status")?,
-        execution_mode: word(row, "execution_mode")?,
-        repo: json(row, "repo")?,
-        issue_url: get(row, "issue_url"),
+        priority: Priority::from_rank(column!("priority")),
+        status: column!(word "status"),
+        execution_mode: column!(word "execution_mode"),
+        repo: column!(json "repo"),
+        issue_url: column!("issue_url"),
         prompt: None,
-        pinned_to: get(row, "pinned_to"),
-        assigned_agent_id: get(row, "assigned_agent_id"),
-        assigned_host: get(row, "assigned_host"),
-        lease: Lease(get(row, "lease")),
-        lease_expires_at: get::<Option<Timestamp>>(row, "lease_expires_at"),
-        deadline_at: get(row, "deadline_at"),
-        attempt: get(row, "attempt"),
-        max_retries: get(row, "max_retries"),
-        retry_count: get(row, "retry_count"),
-        review_count: get(row, "review_count"),
-        timeout_secs: get(row, "timeout_secs"),
-        run_at: get(row, "run_at"),
+        pinned_to: column!("pinned_to"),
+        assigned_agent_id: column!("assigned_agent_id"),
+        assigned_host: column!("assigned_host"),
+        lease: Lease(column!("lease")),
+        lease_expires_at: column!("lease_expires_at"),
+        deadline_at: column!("deadline_at"),
+        attempt: column!("attempt"),
+        max_retries: column!("max_retries"),
+        retry_count: column!("retry_count"),
+        review_count: column!("review_count"),
+        timeout_secs: column!("timeout_secs"),
+        run_at: column!("run_at"),
         branch_name: branch_name(&key),
         key,
-        pr_url: get(row, "pr_url"),
-        pr_title: get(row, "pr_title"),
-        waiting_reason: get(row, "waiting_reason"),
-        error: get(row, "error"),
-        summary: get(row, "summary"),
-        usage: json(row, "usage")?,
-        notes: json(row, "notes")?.unwrap_or_default(),
-        created_at: get(row, "created_at"),
-        assigned_at: get(row, "assigned_at"),
-        started_at: get(row, "started_at"),
-        completed_at: get(row, "completed_at"),
-        last_activity_at: get(row, "last_activity_at"),
+        pr_url: column!("pr_url"),
+        pr_title: column!("pr_title"),
+        waiting_reason: column!("waiting_reason"),
+        error: column!("error"),
+        summary: column!("summary"),
+        usage: column!(json "usage"),
+        notes: column!(json "notes").unwrap_or_default(),
+        created_at: column!("created_at"),
+        assigned_at: column!("assigned_at"),
+        started_at: column!("started_at"),
+        completed_at: column!("completed_at"),
+        last_activity_at: column!("last_activity_at"),
     })
+}
+
+/// The same for a statement that shows only some of its rows; `None` for the others.
+pub(super) fn shown_task(row: &Row) -> Result<Option<Task>, StoreError> {
+    let Some(begin) = row.len().checked_sub(TASK.len()) else { return Ok(None) };
+    let is_shown = row.get::<_, Option<&str>>(begin + const { at("title") }).is_some();
+    is_shown.then(|| task(row, begin)).transpose()
 }
 
 /// A row of the event log.

@@ -30,6 +30,15 @@ pub struct SilentSession {
     pub subject: String,
 }
 
+/// Where a replica stands among those that live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Its place, from 0.
+    pub place: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
 impl Store {
     /// The name of this fleet on its hosts.
     pub async fn fleet_id(&self) -> Result<Uuid, StoreError> {
@@ -73,10 +82,15 @@ impl Store {
         Ok(SessionId(session))
     }
 
-    /// A replica's heartbeat. False when its session has been ended: begin another.
-    pub async fn beat_replica(&self, session: SessionId) -> Result<bool, StoreError> {
+    /// A replica's heartbeat. Answers where it stands among the replicas that live; `None` when its session has been ended:
+    /// begin another.
+    pub async fn beat_replica(&self, session: SessionId) -> Result<Option<Standing>, StoreError> {
         let client = self.client().await?;
-        Ok(BEAT_REPLICA.row(&client, &[&session.0]).await?.is_some())
+        let row = BEAT_REPLICA.row(&client, &[&session.0]).await?;
+        Ok(row.map(|row| {
+            let number = |column| u32::try_from(get::<i64>(&row, column)).unwrap_or(u32::MAX);
+            Standing { place: number("place"), of: number("replicas") }
+        }))
     }
 
     /// Why a session has ended.

@@ -119,6 +119,7 @@ statements! {
     MAKE_TASK_IDS "make_task_ids"
     MARK_RUN_STARTED "mark_run_started"
     PARK_HOST_AGENT "park_host_agent"
+    PLAN_ONCE "plan_once"
     PROMOTE_DUE_TASKS "promote_due_tasks"
     PURGE_TASKS "purge_tasks"
     READ_DUE "read_due"

@@ -100,7 +100,7 @@ impl Store {
             )
             .await?
             .iter()
-            .map(rows::task)
+            .map(|row| rows::task(row, 0))
             .collect()
     }
 
@@ -117,7 +117,7 @@ impl Store {
         commit(tx).await?;
         let events = events.iter().map(rows::event).collect::<Result<_, _>>()?;
         let receipts = receipts.iter().map(receipt).collect::<Result<_, _>>()?;
-        Ok(Some((rows::task(&task)?, events, receipts)))
+        Ok(Some((rows::task(&task, 0)?, events, receipts)))
     }
 
     /// The life of one task, at most its first 1,000 events.
@@ -134,7 +134,7 @@ pub(super) async fn show<C: GenericClient>(
 ) -> Result<Vec<Task>, StoreError> {
     let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = GET_TASKS.rows(client, &[&uuids]).await?;
-    let tasks = rows.iter().map(rows::task).collect::<Result<Vec<_>, _>>()?;
+    let tasks = rows.iter().map(|row| rows::task(row, 0)).collect::<Result<Vec<_>, _>>()?;
     let mut tasks: HashMap<TaskId, Task> = tasks.into_iter().map(|t| (t.task_id, t)).collect();
     Ok(ids.iter().filter_map(|id| tasks.remove(id)).collect())
 }

@@ -7,7 +7,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -18,6 +17,7 @@ use super::{
     EndLease, Ended, Store, StoreError,
     claims::{ROUNDS, begins_at, claimed_line, depth},
     connection::{GenericClient, begin, commit},
+    crowd::{Chosen, Reading, Share},
     error::retry,
     journal::Journal,
     leases::Ending,
@@ -26,7 +26,7 @@ use super::{
     rows::{self, get},
     statement::{
         CHECK_SESSIONS, CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED,
-        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS, Params,
+        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS, PLAN_ONCE,
     },
 };
 use crate::model::{Actor, CapabilitySet, Lease, SessionId, Task, TaskId};
@@ -87,34 +87,12 @@ pub struct Worked {
 
 /// At most this many tasks are taken in one transaction.
 const TASKS: usize = 500;
-/// At most so many processes are thought to claim from the same lanes at one moment.
-const CROWD: usize = 16;
-
-/// How many processes seem to claim from the same lanes at this moment: learnt from rows that were lost to others.
-#[derive(Debug)]
-pub(super) struct Crowd(AtomicUsize);
-
-impl Default for Crowd {
-    fn default() -> Self {
-        Self(AtomicUsize::new(1))
-    }
-}
-
-impl Crowd {
-    fn size(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn learn(&self, lost: bool) {
-        let size = self.size();
-        let next = if lost { (size * 2).min(CROWD) } else { size.saturating_sub(1).max(1) };
-        self.0.store(next, Ordering::Relaxed);
-    }
-}
 
 /// What may be claimed by whom, read without locks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Candidates {
+    reading: Reading,
+    share: Share,
     by_set: Vec<Vec<Candidate>>,
     pinned: HashMap<String, Vec<TaskId>>,
     /// Only pins were looked for: the lanes were forgotten while they were read. To be looked at again.
@@ -131,9 +109,17 @@ struct Asking {
 
 /// A task for a waiter.
 #[derive(Debug, PartialEq, Eq)]
-struct Pair {
-    place: usize,
-    task_id: TaskId,
+pub(super) struct Pair {
+    pub(super) place: usize,
+    pub(super) task_id: TaskId,
+}
+
+/// Who gets what.
+#[derive(Debug)]
+pub(super) struct Assigned {
+    pub(super) pairs: Vec<Pair>,
+    /// Somebody got nothing, and others have chosen what there was for it: they may not come to take it.
+    pub(super) passed_over: bool,
 }
 
 impl Asking {
@@ -146,7 +132,7 @@ impl Asking {
     }
 
     /// Gives each waiter what it may have: `rooms` says how much each session has room for, `gone` what has been given or
-    /// lost before. First come, first served, pins first; a set's candidates from `skip` on.
+    /// lost before. First come, first served, pins first; in a later `round` further down, see [`begins_at`].
     fn assign(
         &self,
         waiters: &[Waiter],
@@ -154,8 +140,8 @@ impl Asking {
         rooms: &mut HashMap<SessionId, usize>,
         served: &HashSet<usize>,
         gone: &mut HashSet<TaskId>,
-        skip: impl Fn(&[Candidate], usize) -> usize,
-    ) -> Vec<Pair> {
+        round: u32,
+    ) -> Assigned {
         let mut wanted = vec![0; self.sets.len()];
         for (place, (waiter, asking)) in waiters.iter().zip(&self.waiters).enumerate() {
             if let Some((set, _)) = asking
@@ -170,13 +156,15 @@ impl Asking {
             .iter()
             .zip(wanted)
             .map(|(all, wanted)| {
-                let left: Vec<Candidate> =
+                let mut left: Vec<Candidate> =
                     all.iter().filter(|c| !gone.contains(&c.task_id)).copied().collect();
-                let skip = skip(&left, wanted);
-                left.into_iter().skip(skip)
+                candidates.share.prefer(&mut left);
+                let skip = begins_at(round, left.len(), wanted);
+                let is_whole = left.len() == all.len();
+                (left.into_iter().skip(skip), is_whole)
             })
             .collect();
-        let mut pairs = Vec::new();
+        let mut assigned = Assigned { pairs: Vec::new(), passed_over: false };
         for (place, (waiter, asking)) in waiters.iter().zip(&self.waiters).enumerate() {
             let Some((set, registered)) = asking else { continue };
             let Some(room) = rooms.get_mut(&waiter.session) else { continue };
@@ -185,20 +173,23 @@ impl Asking {
             }
             let pinned = candidates.pinned.get(&registered.agent_id);
             let pinned = pinned.into_iter().flatten().copied();
-            let ready = queues.get_mut(*set).into_iter().flatten().map(|c| c.task_id);
-            let mut left = waiter.max_tasks.min(*room).min(TASKS - pairs.len());
+            let Some((ready, is_whole)) = queues.get_mut(*set) else { continue };
+            let ready = ready.map(|c| c.task_id);
+            let most = waiter.max_tasks.min(*room).min(TASKS - assigned.pairs.len());
+            let mut left = most;
             let mut offered = pinned.chain(ready);
             while left > 0
                 && let Some(task_id) = offered.next()
             {
                 if gone.insert(task_id) {
-                    pairs.push(Pair { place, task_id });
+                    assigned.pairs.push(Pair { place, task_id });
                     *room -= 1;
                     left -= 1;
                 }
             }
+            assigned.passed_over |= most > 0 && left == most && !*is_whole;
         }
-        pairs
+        assigned
     }
 }
 
@@ -229,13 +220,13 @@ impl Store {
         drop(client);
         // Those that would get something, and those that may have something already.
         let mut rooms = waiters.iter().map(|w| (w.session, usize::MAX)).collect();
-        let pairs = asking.assign(
+        let Assigned { pairs, passed_over } = asking.assign(
             waiters,
             &candidates,
             &mut rooms,
             &HashSet::new(),
-            &mut HashSet::new(),
-            |_, _| 0,
+            &mut candidates.reading.taken(),
+            0,
         );
         let fed: HashSet<usize> = pairs.iter().map(|pair| pair.place).collect();
         let (places, chosen): (Vec<usize>, Vec<Waiter>) = waiters
@@ -247,7 +238,7 @@ impl Store {
             .map(|(place, waiter)| (place, waiter.clone()))
             .unzip();
         if chosen.is_empty() {
-            return Ok(PullClaims { shortfall: blind, ..PullClaims::default() });
+            return Ok(PullClaims { shortfall: blind || passed_over, ..PullClaims::default() });
         }
         let mut claims = self
             .work_once(&[], Duration::ZERO, &chosen, Some(candidates), &mut false)
@@ -260,7 +251,8 @@ impl Store {
             list.iter_mut().for_each(|place| *place = places[*place]);
         }
         // Who was passed over for a candidate that went to nobody.
-        claims.shortfall |= (blind || !claims.barred.is_empty()) && places.len() < waiters.len();
+        claims.shortfall |=
+            passed_over || (blind || !claims.barred.is_empty()) && places.len() < waiters.len();
         Ok(claims)
     }
 
@@ -304,6 +296,7 @@ impl Store {
     ) -> Result<Worked, StoreError> {
         let mut client = self.client().await?;
         for statement in [
+            PLAN_ONCE,
             CLAIM_PULL_1_LOCK,
             END_LEASES,
             CLAIM_PULL_2_HELD,
@@ -322,19 +315,17 @@ impl Store {
         sessions.sort_unstable();
         sessions.dedup();
         let ending = Ending::new(ends, backoff);
-        let ending_tasks: Vec<Uuid> = ends.iter().map(|end| end.held.task_id.0).collect();
 
+        let mut chosen = self.crowd().chosen();
         let tx = begin(&mut client).await?;
         // One round trip, in this order: sessions are locked first.
-        let (locked, ended, shown, candidates) = tokio::try_join!(
+        let (_, locked, ended, candidates) = tokio::try_join!(
             biased;
+            PLAN_ONCE.rows(&tx, &[]),
             async {
                 if sessions.is_empty() { Ok(Vec::new()) } else { CLAIM_PULL_1_LOCK.rows(&tx, &[&sessions]).await }
             },
             ending.rows(&tx),
-            async {
-                if ends.is_empty() { Ok(Vec::new()) } else { GET_TASKS.rows(&tx, &[&ending_tasks]).await }
-            },
             async {
                 match candidates {
                     Some(candidates) => Ok(candidates),
@@ -345,16 +336,25 @@ impl Store {
         let mut journal = Journal::default();
         let outcomes = ending.outcomes(&tx, &ended, *unheard, &mut journal).await?;
         let mut worked = Worked { ended: outcomes, ..Worked::default() };
-        show(&mut worked.claims.tasks, &shown)?;
-        if ended.iter().any(|row| get::<&str>(row, "source") == "forgejo") {
-            // A newer state of the issue may have been applied since.
-            show(&mut worked.claims.tasks, &GET_TASKS.rows(&tx, &[&ending_tasks]).await?)?;
+        for row in &ended {
+            // A newer state of an issue may have been applied since.
+            if get::<&str>(row, "source") != "forgejo"
+                && let Some(task) = rows::shown_task(row)?
+            {
+                worked.claims.tasks.insert(task.task_id, task);
+            }
+        }
+        let unseen = ends.iter().map(|end| end.held.task_id);
+        let unseen: Vec<Uuid> =
+            unseen.filter(|id| !worked.claims.tasks.contains_key(id)).map(|id| id.0).collect();
+        if !unseen.is_empty() {
+            show(&mut worked.claims.tasks, &GET_TASKS.rows(&tx, &[&unseen]).await?)?;
         }
         let held = if waiters.is_empty() {
             HashMap::new()
         } else {
             let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
-            self.take(&tx, taking, candidates, &mut worked, &mut journal).await?
+            self.take(&tx, taking, (candidates, &mut chosen), &mut worked, &mut journal).await?
         };
         if !ends.is_empty() || worked.claims.claimed.len() > worked.claims.repeated.len() {
             *unheard = true;
@@ -373,7 +373,7 @@ impl Store {
         &self,
         tx: &C,
         taking: Taking<'_>,
-        mut candidates: Candidates,
+        (mut candidates, chosen): (Candidates, &mut Chosen),
         worked: &mut Worked,
         journal: &mut Journal,
     ) -> Result<HashMap<SessionId, Vec<Claimed>>, StoreError> {
@@ -386,12 +386,13 @@ impl Store {
         if waiters.iter().any(|w| !claimers.contains_key(&w.session)) {
             self.explain_unlocked(tx, waiters, &claimers, claims).await?;
         }
-        let mut held = self.count(tx, asking, waiters, &claimers).await?;
-        for (end, ended) in ends.iter().zip(&worked.ended) {
-            if let (Ended::Now(_), Some(held)) = (ended, held.get_mut(&end.held.holder)) {
-                held.retain(|c| c.task_id != end.held.task_id);
-            }
-        }
+        let over: HashSet<(TaskId, Lease)> = ends
+            .iter()
+            .zip(&worked.ended)
+            .filter(|(_, ended)| matches!(ended, Ended::Now(_)))
+            .map(|(end, _)| (end.held.task_id, end.held.lease))
+            .collect();
+        let mut held = self.count(tx, &taking, &claimers, &over).await?;
 
         let mut served: HashSet<usize> = HashSet::new();
         let mut again: Vec<Uuid> = Vec::new();
@@ -429,10 +430,13 @@ impl Store {
                 rooms.insert(waiter.session, room);
             }
         }
-        let switched: Vec<Uuid> = claimers
+        let switched: Vec<Uuid> = locked
             .iter()
-            .filter(|(_, claimer)| **claimer != Some(self.ledger().claimer))
-            .map(|(session, _)| session.0)
+            .filter(|row| {
+                get::<Option<Uuid>>(row, "claimer") != Some(self.ledger().claimer)
+                    || get(row, "is_quiet")
+            })
+            .map(|row| get(row, "session_id"))
             .collect();
 
         // Tasks that this claim has, or lost to others.
@@ -444,30 +448,20 @@ impl Store {
                 }
                 candidates = self.candidates(tx, asking, round > 3, gone.len(), round).await?;
             }
-            let crowd = self.crowd().size();
-            let pairs = asking.assign(
-                waiters,
-                &candidates,
-                &mut rooms,
-                &served,
-                &mut gone,
-                |candidates, wanted| {
-                    if round == 0 {
-                        window(candidates, wanted, rand::random_range(0..crowd))
-                    } else {
-                        begins_at(round, candidates.len(), wanted)
-                    }
-                },
-            );
+            let assigned = chosen.choose(&candidates.reading, &mut gone, |gone| {
+                asking.assign(waiters, &candidates, &mut rooms, &served, gone, round)
+            });
+            let Assigned { pairs, passed_over } = assigned;
+            claims.shortfall |= passed_over;
             if pairs.is_empty() {
                 if candidates.blind {
                     continue;
                 }
                 break;
             }
-            let (taken, shown) = self.take_pairs(tx, &taking, &pairs, &switched).await?;
-            show(&mut claims.tasks, &shown)?;
+            let taken = self.take_pairs(tx, &taking, &pairs, &switched).await?;
             for row in &taken {
+                claims.tasks.extend(rows::shown_task(row)?.map(|task| (task.task_id, task)));
                 journal.note(|| {
                     let agent = Actor::Agent(get(row, "agent_id"));
                     claimed_line(row, agent.to_string())
@@ -511,7 +505,7 @@ impl Store {
         taking: &Taking<'_>,
         pairs: &[Pair],
         switched: &[Uuid],
-    ) -> Result<(Vec<Row>, Vec<Row>), StoreError> {
+    ) -> Result<Vec<Row>, StoreError> {
         let tasks: Vec<Uuid> = pairs.iter().map(|pair| pair.task_id.0).collect();
         let waiters = || pairs.iter().map(|pair| &taking.waiters[pair.place]);
         let holders: Vec<Uuid> = waiters().map(|w| w.session.0).collect();
@@ -521,29 +515,28 @@ impl Store {
             .map(|pair| taking.asking.waiters[pair.place].as_ref().map_or("", |(_, r)| &r.agent_id))
             .collect();
         let claimer = self.ledger().claimer;
-        let (taking, showing): (Params<'_>, Params<'_>) =
-            (&[&tasks, &holders, &agents, &requests, &claimer, &switched], &[&tasks]);
-        tokio::try_join!(
-            biased;
-            CLAIM_PULL_3_TAKE.rows(tx, taking),
-            GET_TASKS.rows(tx, showing),
-        )
+        CLAIM_PULL_3_TAKE
+            .rows(tx, &[&tasks, &holders, &agents, &requests, &claimer, &switched])
+            .await
     }
 
-    /// What the locked sessions hold: as remembered where this process was the last to claim for them and they have room,
-    /// else counted.
+    /// What the locked sessions hold, without the leases that are `over` by now: as remembered where this process was the
+    /// last to claim for them and they have room, else counted.
     async fn count<C: GenericClient>(
         &self,
         tx: &C,
-        asking: &Asking,
-        waiters: &[Waiter],
+        Taking { waiters, asking, .. }: &Taking<'_>,
         claimers: &HashMap<SessionId, Option<Uuid>>,
+        over: &HashSet<(TaskId, Lease)>,
     ) -> Result<HashMap<SessionId, Vec<Claimed>>, StoreError> {
         let mut held: HashMap<SessionId, Vec<Claimed>> = HashMap::new();
         let mut unsure: Vec<Uuid> = Vec::new();
         for (waiter, asking) in waiters.iter().zip(&asking.waiters) {
             let Some(claimer) = claimers.get(&waiter.session) else { continue };
-            let known = self.ledger().held(waiter.session);
+            let mut known = self.ledger().held(waiter.session);
+            if let Some(known) = &mut known {
+                known.retain(|c| !over.contains(&(c.task_id, c.lease)));
+            }
             match (known, asking) {
                 (Some(known), Some((_, registered)))
                     if *claimer == Some(self.ledger().claimer)
@@ -638,7 +631,8 @@ impl Store {
         gone: usize,
         round: u32,
     ) -> Result<Candidates, StoreError> {
-        let wanted = asking.wanted * self.crowd().size();
+        let (reading, share) = (self.crowd().read(), self.crowd().share());
+        let wanted = asking.wanted * share.of() + self.crowd().under_way();
         let depth = depth(i64::try_from(wanted).unwrap_or(i64::MAX), gone, round);
         let sets: Vec<&CapabilitySet> = asking.sets.iter().collect();
         let ranges = self.ready().ranges(&sets, in_full);
@@ -659,6 +653,8 @@ impl Store {
         )?;
         self.ready().found(&ranges, &ready, depth);
         let mut candidates = Candidates {
+            reading,
+            share,
             by_set: ready::by_set(&ready, sets.len()),
             pinned: HashMap::new(),
             blind: ranges.blind,
@@ -716,17 +712,9 @@ struct Taking<'a> {
     locked: &'a [Row],
 }
 
-/// Where this process begins while others claim from the same lanes: each so many rows further down, as long as the tasks
-/// there have the priority of the first.
-fn window(candidates: &[Candidate], wanted: usize, number: usize) -> usize {
-    let Some(first) = candidates.first() else { return 0 };
-    let same = candidates.iter().take_while(|c| c.priority == first.priority).count();
-    (wanted * number).min(same.saturating_sub(wanted))
-}
-
 fn show(tasks: &mut HashMap<TaskId, Task>, rows: &[Row]) -> Result<(), StoreError> {
     for row in rows {
-        let task = rows::task(row)?;
+        let task = rows::task(row, 0)?;
         tasks.insert(task.task_id, task);
     }
     Ok(())

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, SessionId, Status},
-    store::{Ended, NewTask, Outcome, Store},
+    store::{Ended, NewTask, Outcome, Store, Touched},
 };
 use serde_json::json;
 
 use crate::support::{
     db::Db,
     eventually,
-    fleet::{agent_for, create, end, host, next, operator, pull, push, replica, task},
+    fleet::{agent_for, complete, create, end, host, next, operator, pull, push, replica, task},
     node::Node,
 };
 
@@ -90,16 +90,67 @@ async fn death_is_a_recorded_transition_and_a_heartbeat_matches_only_the_living(
     assert!(judged(&store, judge).await.is_empty(), "it has just been heard of");
     age(&db, session, "last_heartbeat_at", 61).await;
     // A heartbeat that comes in time saves it.
-    assert_eq!(store.touch_sessions(&[session]).await.unwrap(), [session]);
+    assert_eq!(store.touch_sessions(&[session]).await.unwrap().renewed, [session]);
     assert!(judged(&store, judge).await.is_empty());
     age(&db, session, "last_heartbeat_at", 61).await;
     assert_eq!(judged(&store, judge).await, ["a"]);
     assert!(judged(&store, judge).await.is_empty(), "once");
-    assert!(store.touch_sessions(&[session]).await.unwrap().is_empty(), "register again");
+    let touched = store.touch_sessions(&[session]).await.unwrap();
+    assert_eq!(touched, Touched::default(), "register again");
     let lost = store.list_lost_leases(10).await.unwrap();
     assert_eq!(lost, [(held, Some("silent".to_owned()))]);
     assert_eq!(end(&store, held, Outcome::Lost).await, Ended::Now(Status::AgentLost));
     db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_locked_keeps_no_other_from_its_sign_of_life_and_has_its_own_later() {
+    let db = Db::new().await;
+    let store = db.store();
+    let busy = agent_for(&store, "busy", &[], 1, MINUTE).await;
+    let other = agent_for(&store, "other", &[], 1, MINUTE).await;
+    let mut claiming = db.connect().await;
+    let claiming = claiming.transaction().await.unwrap();
+    let lock = "select from fleet.sessions where session_id = $1 for no key update";
+    claiming.execute(lock, &[&busy.0]).await.unwrap();
+    let touched = store.touch_sessions(&[busy, other]).await.unwrap();
+    assert_eq!(touched, Touched { renewed: vec![other], busy: vec![busy] });
+    claiming.rollback().await.unwrap();
+    assert_eq!(store.touch_sessions(&touched.busy).await.unwrap().renewed, [busy]);
+}
+
+/// Its session is locked for claims again and again, so that signs of life may find it locked each time.
+#[tokio::test]
+async fn an_agent_that_works_all_the_time_is_not_silent() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (judge, _) = replica(&store, "r", &[]).await;
+    age(&db, judge, "steady_since", 120).await;
+    let session = agent_for(&store, "a", &[], 1, MINUTE).await;
+    create(&store, task(&[], Mode::Undecided), 2).await;
+    let held = pull(&store, session).await.unwrap();
+    complete(&store, held).await;
+    age(&db, session, "last_heartbeat_at", 59).await;
+    pull(&store, session).await.unwrap();
+    let age = "select count(*) from fleet.sessions
+                where subject = 'a' and last_heartbeat_at > now() - interval '30 seconds'";
+    assert_eq!(db.count(age).await, 1);
+    assert!(judged(&store, judge).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_replica_learns_where_it_stands_among_those_that_live() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (first, _) = replica(&store, "first", &[]).await;
+    let (second, _) = replica(&store, "second", &[]).await;
+    let stands = async |session| {
+        let standing = store.beat_replica(session).await.unwrap().unwrap();
+        (standing.place, standing.of)
+    };
+    assert_eq!((stands(first).await, stands(second).await), ((0, 2), (1, 2)));
+    store.end_session(first, "stopped").await.unwrap();
+    assert_eq!(stands(second).await, (0, 1));
 }
 
 #[tokio::test]
@@ -130,10 +181,10 @@ async fn a_replica_with_a_gap_in_its_own_beat_judges_nobody() {
     age(&db, judge, "steady_since", 7200).await;
     age(&db, judge, "last_heartbeat_at", 1801).await;
     assert!(judged(&store, judge).await.is_empty(), "its own last beat is old");
-    assert!(store.beat_replica(judge).await.unwrap());
+    assert!(store.beat_replica(judge).await.unwrap().is_some());
     assert!(judged(&store, judge).await.is_empty(), "after a gap it has to see anew");
     age(&db, judge, "steady_since", 61).await;
-    assert!(store.beat_replica(judge).await.unwrap());
+    assert!(store.beat_replica(judge).await.unwrap().is_some());
     assert_eq!(judged(&store, judge).await, ["a"], "a beat without a gap begins nothing anew");
 }
 
@@ -179,8 +230,8 @@ async fn a_boot_ends_earlier_boots_of_its_id() {
     let store = db.store();
     let (first, _) = replica(&store, "r", &[]).await;
     let (second, _) = replica(&store, "r", &[]).await;
-    assert!(!store.beat_replica(first).await.unwrap(), "it has to begin another");
-    assert!(store.beat_replica(second).await.unwrap());
+    assert!(store.beat_replica(first).await.unwrap().is_none(), "it has to begin another");
+    assert!(store.beat_replica(second).await.unwrap().is_some());
     let row =
         db.rows("select end_reason from fleet.sessions where ended_at is not null", &[]).await;
     assert_eq!(row[0].get::<_, String>(0), "booted again");

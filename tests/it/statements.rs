@@ -27,6 +27,24 @@ async fn every_file_is_prepared_and_none_is_missing() {
     assert_eq!(listed, files);
 }
 
+/// Rows of tasks are read by place.
+#[tokio::test]
+async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order() {
+    let db = Db::new().await;
+    let mut columns: Vec<Vec<String>> = Vec::new();
+    for name in ["get_tasks", "list_tasks", "claim_pull_3_take", "end_leases"] {
+        let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();
+        let prepared = db.client.prepare(statement.text).await.unwrap();
+        let names: Vec<String> = prepared.columns().iter().map(|c| c.name().to_owned()).collect();
+        // What the statement says besides comes first.
+        let begin = names.iter().position(|name| name == "task_id").unwrap();
+        columns.push(names[begin..].to_vec());
+    }
+    assert_eq!(columns[1].as_slice(), columns[0].split_last().unwrap().1, "a list has no bodies");
+    assert_eq!(columns[0].last().unwrap(), "body");
+    assert_eq!((&columns[2], &columns[3]), (&columns[0], &columns[0]));
+}
+
 /// The plan of a statement with its parameters written in, as `prepare` would have it from the sixth time on: generic.
 async fn plan(db: &Db, name: &str, values: &str) -> String {
     let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();

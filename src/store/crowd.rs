@@ -1,0 +1,250 @@
+//! Claims from the same lanes at one moment: transactions of this process do not choose the same tasks, and replicas that
+//! got into each other's way choose from different ones for a while.
+//!
+//! Hints only: whoever locks a row first has it, and only what was returned has been taken.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Standing, Store, ready::Candidate, work::Assigned};
+use crate::model::TaskId;
+
+/// After a loss to another replica so many claims are made apart from it.
+const APART: usize = 64;
+/// Among more replicas than this nobody looks for tasks of its own: it would have to read too many of the others'.
+const MOST: u32 = 8;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where this replica stands; unknown until its first heartbeat.
+    standing: Option<Standing>,
+    /// How many more claims are made apart.
+    apart: usize,
+    /// Counts reads and the ends of transactions.
+    clock: u64,
+    /// When the reads began whose candidates are still in use.
+    reads: BTreeMap<u64, usize>,
+    /// Tasks chosen by a transaction under way, or by one that ended at this time: what was read before does not show it.
+    chosen: HashMap<TaskId, Option<u64>>,
+}
+
+/// What this process knows of claims other than the one that asks.
+#[derive(Debug, Default)]
+pub(super) struct Crowd(Arc<Mutex<State>>);
+
+/// Which of the ready tasks a claim prefers: each replica those with its own remainder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Share(Standing);
+
+/// A read of candidates; kept as long as they are in use.
+#[derive(Debug)]
+pub(super) struct Reading {
+    state: Arc<Mutex<State>>,
+    begun: u64,
+}
+
+/// What a transaction has chosen; kept until it has ended.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    state: Arc<Mutex<State>>,
+    tasks: Vec<TaskId>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Crowd {
+    /// All of the queue, or after a loss this replica's part of it.
+    pub(super) fn share(&self) -> Share {
+        let state = lock(&self.0);
+        match state.standing {
+            Some(standing) if state.apart > 0 && (2..=MOST).contains(&standing.of) => {
+                Share(standing)
+            }
+            _ => Share::ALL,
+        }
+    }
+
+    /// A claim got all that it had chosen, or lost some to others.
+    pub(super) fn learn(&self, lost: bool) {
+        let mut state = lock(&self.0);
+        state.apart = if lost { APART } else { state.apart.saturating_sub(1) };
+    }
+
+    /// Begins to read candidates.
+    pub(super) fn read(&self) -> Reading {
+        let mut state = lock(&self.0);
+        state.clock += 1;
+        let begun = state.clock;
+        *state.reads.entry(begun).or_default() += 1;
+        Reading { state: Arc::clone(&self.0), begun }
+    }
+
+    /// How many tasks stand in the queue for this process that it has chosen already.
+    pub(super) fn under_way(&self) -> usize {
+        lock(&self.0).chosen.len()
+    }
+
+    /// For a transaction that is about to choose.
+    pub(super) fn chosen(&self) -> Chosen {
+        Chosen { state: Arc::clone(&self.0), tasks: Vec::new() }
+    }
+}
+
+impl Store {
+    /// Where this replica stands among those that live.
+    pub fn stand(&self, standing: Standing) {
+        lock(&self.crowd().0).standing = Some(standing);
+    }
+}
+
+impl Share {
+    /// Everything.
+    const ALL: Self = Self(Standing { place: 0, of: 1 });
+
+    /// So many times as much has to be read.
+    pub(super) fn of(self) -> usize {
+        self.0.of as usize
+    }
+
+    /// Candidates in order, its own ones first, as far as they have the priority of the first.
+    pub(super) fn prefer(self, candidates: &mut [Candidate]) {
+        if self == Self::ALL {
+            return;
+        }
+        let Some(first) = candidates.first().map(|c| c.priority) else { return };
+        let same = candidates.iter().take_while(|c| c.priority == first).count();
+        candidates[..same].sort_by_key(|c| !self.has(c.task_id));
+    }
+
+    /// The last bits of an id are random.
+    fn has(self, task: TaskId) -> bool {
+        task.0.as_u128() % u128::from(self.0.of) == u128::from(self.0.place)
+    }
+}
+
+impl Reading {
+    fn hidden(&self, state: &State) -> HashSet<TaskId> {
+        let chosen = state.chosen.iter();
+        chosen
+            .filter(|(_, end)| end.is_none_or(|end| end > self.begun))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// What others have chosen of what it read.
+    pub(super) fn taken(&self) -> HashSet<TaskId> {
+        self.hidden(&lock(&self.state))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let state = &mut *lock(&self.state);
+        if let Some(count) = state.reads.get_mut(&self.begun) {
+            *count -= 1;
+            if *count == 0 {
+                state.reads.remove(&self.begun);
+            }
+        }
+        let oldest = state.reads.keys().next().copied().unwrap_or(u64::MAX);
+        state.chosen.retain(|_, end| end.is_none_or(|end| end > oldest));
+    }
+}
+
+impl Chosen {
+    /// Chooses from what was read, but for what others have chosen.
+    pub(super) fn choose(
+        &mut self,
+        reading: &Reading,
+        gone: &mut HashSet<TaskId>,
+        assign: impl FnOnce(&mut HashSet<TaskId>) -> Assigned,
+    ) -> Assigned {
+        let state = &mut *lock(&self.state);
+        gone.extend(reading.hidden(state));
+        let assigned = assign(gone);
+        for pair in &assigned.pairs {
+            state.chosen.insert(pair.task_id, None);
+            self.tasks.push(pair.task_id);
+        }
+        assigned
+    }
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        let state = &mut *lock(&self.state);
+        state.clock += 1;
+        let in_use = !state.reads.is_empty();
+        for task in &self.tasks {
+            if in_use {
+                state.chosen.insert(*task, Some(state.clock));
+            } else {
+                state.chosen.remove(task);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::{super::work::Pair, *};
+
+    fn id(n: u128) -> TaskId {
+        TaskId(Uuid::from_u128(n))
+    }
+
+    fn choose(chosen: &mut Chosen, reading: &Reading, wanted: &[u128]) -> Vec<u128> {
+        let assigned = chosen.choose(reading, &mut HashSet::new(), |gone| {
+            let free = wanted.iter().filter(|n| !gone.contains(&id(**n)));
+            let pairs = free.map(|n| Pair { place: 0, task_id: id(*n) }).collect();
+            Assigned { pairs, passed_over: false }
+        });
+        assigned.pairs.iter().map(|pair| pair.task_id.0.as_u128()).collect()
+    }
+
+    #[test]
+    fn what_one_has_chosen_another_does_not_until_it_is_read_anew() {
+        let crowd = Crowd::default();
+        let (one, two) = (crowd.read(), crowd.read());
+        let mut first = crowd.chosen();
+        assert_eq!(choose(&mut first, &one, &[1, 2]), [1, 2]);
+        assert_eq!(choose(&mut crowd.chosen(), &two, &[1, 2, 3]), [3]);
+        let during = crowd.read();
+        drop((one, first));
+        assert_eq!(two.taken().len(), 2 + 1, "read before the ends");
+        assert_eq!(choose(&mut crowd.chosen(), &during, &[1, 2]), [0_u128; 0]);
+        let after = crowd.read();
+        assert!(after.taken().is_empty());
+        drop((two, during, after));
+        assert_eq!(crowd.under_way(), 0, "nothing is kept");
+    }
+
+    #[test]
+    fn after_a_loss_each_prefers_its_own_part_of_the_first_priority() {
+        let crowd = Crowd::default();
+        let stand = |place, of| lock(&crowd.0).standing = Some(Standing { place, of });
+        stand(1, 2);
+        let order = |share: Share| {
+            let of = |(n, priority)| Candidate { task_id: id(n), priority };
+            let mut all = [(2, 1), (3, 1), (4, 1), (5, 1), (7, 0)].map(of);
+            share.prefer(&mut all);
+            all.map(|c| c.task_id.0.as_u128())
+        };
+        assert_eq!(order(crowd.share()), [2, 3, 4, 5, 7]);
+        crowd.learn(true);
+        assert_eq!(order(crowd.share()), [3, 5, 2, 4, 7]);
+        (0..APART).for_each(|_| crowd.learn(false));
+        assert_eq!(crowd.share(), Share::ALL);
+        crowd.learn(true);
+        for (place, of) in [(0, 1), (0, 0), (3, 2), (1, 100)] {
+            stand(place, of);
+            assert_eq!(order(crowd.share()), [2, 3, 4, 5, 7], "{place} of {of}");
+        }
+    }
+}
