@@ -17,7 +17,11 @@ with input as materialized (
 ),
 cur as materialized (
   select i.ord, i.task_id, i.lease, i.holder, i.reason, coalesce(i.wait_secs, 0) as wait_secs, i.receipt,
-         i.receipt_hash, i.actor, i.pr_url, coalesce(t.lease = i.lease and t.holder = i.holder, false) as held,
+         i.receipt_hash, i.actor, i.pr_url,
+         coalesce(t.lease = i.lease and t.holder = i.holder, false)
+         -- who undoes an agent's claim has not told it; another replica, asked again, may have
+         and not (i.outcome = 'undone' and t.host_agent_id is null
+                  and (t.status = 'running' or t.status = 'assigned' and t.last_activity_at > t.assigned_at)) as held,
          t.status, t.attempt, t.retry_count, t.refund_count, t.max_retries, t.pinned_to, t.source,
          -- at most five refunds; after that giving back counts as losing
          case when i.outcome = 'released' and t.refund_count >= 5 then 'lost' else i.outcome end as outcome

@@ -92,6 +92,7 @@ statements! {
     INSERT_RUN "insert_run"
     INSERT_TASKS "insert_tasks"
     INTERN_LANES "intern_lanes"
+    KEEP_CLAIMS "keep_claims"
     LIST_AGENTS "list_agents"
     LIST_ENDED_RUNS "list_ended_runs"
     LIST_EVENTS "list_events"

@@ -20,13 +20,14 @@ use super::{
     crowd::{Chosen, Reading, Share},
     error::retry,
     journal::Journal,
-    leases::Ending,
+    leases::{Ending, HeldLease},
     ledger::{Claimed, Registered},
     ready::{self, Candidate},
     rows::{self, get},
     statement::{
         CHECK_SESSIONS, CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED,
-        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS, PLAN_ONCE,
+        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS,
+        KEEP_CLAIMS, PLAN_ONCE,
     },
 };
 use crate::model::{Actor, CapabilitySet, Lease, SessionId, Task, TaskId};
@@ -356,7 +357,7 @@ impl Store {
             let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
             self.take(&tx, taking, (candidates, &mut chosen), &mut worked, &mut journal).await?
         };
-        if !ends.is_empty() || worked.claims.claimed.len() > worked.claims.repeated.len() {
+        if !ends.is_empty() || !worked.claims.claimed.is_empty() {
             *unheard = true;
             commit(tx).await?;
             journal.write();
@@ -395,18 +396,24 @@ impl Store {
         let mut held = self.count(tx, &taking, &claimers, &over).await?;
 
         let mut served: HashSet<usize> = HashSet::new();
-        let mut again: Vec<Uuid> = Vec::new();
+        let mut again: Vec<(usize, HeldLease)> = Vec::new();
         for (place, waiter) in waiters.iter().enumerate() {
             let before = held.get(&waiter.session).into_iter().flatten();
             for claimed in before.filter(|c| c.claim_id == Some(waiter.claim_id)) {
-                claims.claimed.push((place, claimed.task_id, claimed.lease));
-                claims.repeated.push(place);
-                again.push(claimed.task_id.0);
-                served.insert(place);
+                let (task_id, lease) = (claimed.task_id, claimed.lease);
+                again.push((place, HeldLease { task_id, lease, holder: waiter.session }));
             }
         }
         if !again.is_empty() {
-            show(&mut claims.tasks, &GET_TASKS.rows(tx, &[&again]).await?)?;
+            let kept = keep(tx, &again).await?;
+            for (place, held) in again.into_iter().filter(|(_, held)| kept.contains(&held.task_id))
+            {
+                claims.claimed.push((place, held.task_id, held.lease));
+                claims.repeated.push(place);
+                served.insert(place);
+            }
+            let kept: Vec<Uuid> = kept.into_iter().map(|id| id.0).collect();
+            show(&mut claims.tasks, &GET_TASKS.rows(tx, &[&kept]).await?)?;
         }
 
         // The same request twice, at once: the second is answered by the first, the next time round.
@@ -718,4 +725,18 @@ fn show(tasks: &mut HashMap<TaskId, Task>, rows: &[Row]) -> Result<(), StoreErro
         tasks.insert(task.task_id, task);
     }
     Ok(())
+}
+/// The tasks of these claims that are held still, and cannot be undone any more.
+async fn keep<C: GenericClient>(
+    tx: &C,
+    claims: &[(usize, HeldLease)],
+) -> Result<HashSet<TaskId>, StoreError> {
+    // Two calls may repeat one request.
+    let each: HashMap<TaskId, &HeldLease> =
+        claims.iter().map(|(_, held)| (held.task_id, held)).collect();
+    let tasks: Vec<Uuid> = each.values().map(|held| held.task_id.0).collect();
+    let leases: Vec<i64> = each.values().map(|held| held.lease.0).collect();
+    let holders: Vec<Uuid> = each.values().map(|held| held.holder.0).collect();
+    let rows = KEEP_CLAIMS.rows(tx, &[&tasks, &leases, &holders]).await?;
+    Ok(rows.iter().map(|row| TaskId(get::<Uuid>(row, "task_id"))).collect())
 }

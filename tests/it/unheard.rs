@@ -8,7 +8,9 @@ use std::sync::{
 
 use agent_fleet::{
     model::{AgentId, CapabilitySet, ExecutionMode as Mode, Status, TaskId},
-    store::{Created, Credential, Ended, NewRequest, Outcome, Registration, Store},
+    store::{
+        Created, Credential, Ended, HeldLease, NewRequest, Outcome, Registration, Store, Waiter,
+    },
 };
 use serde_json::json;
 use tokio::{
@@ -106,6 +108,28 @@ fn named(keys: &[&str], body: &str) -> NewRequest {
         new
     });
     NewRequest { tasks: tasks.collect(), idempotency_key: None, actor: operator() }
+}
+
+#[tokio::test]
+async fn a_claim_that_another_replica_told_again_is_not_undone() {
+    let db = Db::new().await;
+    let (one, two) = (db.store(), db.store());
+    create(&one, task(&[], Mode::Undecided), 1).await;
+    let session = agent(&one, "a", &[], 5).await;
+    let mut waiter = Waiter::one(session);
+    waiter.repeatable = true;
+    let claim = async |store: &Store| {
+        let claims = store.claim_for_agents(std::slice::from_ref(&waiter), true).await.unwrap();
+        let (_, task_id, lease) = claims.claimed[0];
+        HeldLease { task_id, lease, holder: session }
+    };
+    let first = claim(&one).await;
+    // The reply is on its way into nothing; the agent asks the other replica, and is told.
+    assert_eq!(claim(&two).await, first);
+    let undone = one.end_leases(&[ending(first, Outcome::Undone)], NOW).await.unwrap();
+    assert!(matches!(undone[0], Ended::Not(_)), "{undone:?}");
+    assert_eq!(status(&one, first.task_id).await, Status::Assigned);
+    db.check_history().await;
 }
 
 #[tokio::test]
