@@ -24,8 +24,8 @@ use crate::{
 
 /// So many tasks are leased before anything is done to the fleet.
 const LEASED: i64 = 20;
-/// How long a run may go on after the last task was created.
-const LAST_WAIT: Duration = Duration::from_secs(90);
+/// How long a run may go on after the last task was created: hosts have few slots, and a queue by then.
+const LAST_WAIT: Duration = Duration::from_secs(180);
 /// Mean length of a run, in seconds.
 const MEAN: f64 = 2.55;
 
@@ -42,8 +42,8 @@ pub(crate) async fn run(options: Options, dir: PathBuf) -> ExitCode {
 
 async fn drive(options: Options, dir: PathBuf, report: &mut Report) -> anyhow::Result<()> {
     println!("seed {}", options.seed);
-    // Enough for the load with one worker dead and another frozen.
-    let slots = (options.rate * MEAN * 1.5).ceil();
+    // Enough for the load with one worker dead and another frozen, and while slots are found by polling only.
+    let slots = (options.rate * MEAN * 2.0).ceil();
     let database = if options.patroni {
         Database::Patroni(Patroni::start(&dir).await?)
     } else {
