@@ -233,14 +233,17 @@ impl Store {
         let mut open: Vec<(usize, &[Identified<'_>])> = Vec::with_capacity(requests.len());
         for (place, request) in requests.iter().enumerate() {
             let (own, others) = rest.split_at(request.tasks.len());
-            (rest, _) = (others, open.push((place, own)));
+            open.push((place, own));
+            rest = others;
         }
         let mut made: Vec<(usize, Creation)> = Vec::with_capacity(requests.len());
         for _ in 0..TRIES {
             let came_before: Vec<(usize, &[Identified<'_>])> = open
                 .extract_if(.., |(_, rows)| rows.iter().any(|row| known.contains_key(&row.key)))
                 .collect();
-            made.extend(self.tell(&came_before, &known).await?);
+            if !came_before.is_empty() {
+                made.extend(self.tell(&came_before, &known).await?);
+            }
             if open.is_empty() {
                 break;
             }

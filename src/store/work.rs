@@ -726,6 +726,7 @@ fn show(tasks: &mut HashMap<TaskId, Task>, rows: &[Row]) -> Result<(), StoreErro
     }
     Ok(())
 }
+
 /// The tasks of these claims that are held still, and cannot be undone any more.
 async fn keep<C: GenericClient>(
     tx: &C,

@@ -29,7 +29,7 @@ async fn lanes_that_are_forgotten_while_they_are_read_are_looked_for_again() {
 
     let asking = {
         let (store, waiter) = (store.clone(), waiter.clone());
-        async move { store.claim_for_agents(&waiter, true).await.unwrap() }
+        Box::pin(async move { store.claim_for_agents(&waiter, true).await.unwrap() })
     };
     let claims = forget_lanes_under(&db, &store, asking).await;
     assert!(
