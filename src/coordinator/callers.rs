@@ -6,7 +6,7 @@
 //! [`TRUSTED`] in any case.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -89,9 +89,10 @@ impl Callers {
         (state.forgotten, state.known.keys().cloned().collect())
     }
 
-    /// Takes what was found. Returns sessions that have ended or were replaced.
+    /// Takes what was found of those who were asked for. Returns sessions that have ended or were replaced.
     fn update(
         &self,
+        asked: &[CallerKey],
         mut found: HashMap<CallerKey, TokenOwner>,
         as_of: Instant,
         forgotten: u64,
@@ -100,9 +101,11 @@ impl Callers {
         if state.forgotten != forgotten {
             return Vec::new();
         }
+        let asked: HashSet<&CallerKey> = asked.iter().collect();
         let mut ended = Vec::new();
         state.known.retain(|key, known| {
-            if known.as_of > as_of {
+            // Who was not asked for had just called for the first time: that it was not found says nothing.
+            if known.as_of > as_of || !asked.contains(key) {
                 return true;
             }
             let before = known.owner.agent.session;
@@ -162,7 +165,7 @@ pub(super) async fn run(replica: &Arc<Replica>) {
         let as_of = Instant::now();
         match replica.store.check_callers(&keys).await {
             Ok(found) => {
-                let ended = replica.callers.update(found, as_of, forgotten);
+                let ended = replica.callers.update(&keys, found, as_of, forgotten);
                 replica.matchmaker.ended(&ended);
             }
             Err(error) => {
@@ -198,8 +201,8 @@ mod tests {
         assert_eq!(callers.recall(&key), None);
         // Both had read before.
         callers.remember(key.clone(), &owner(1, true), as_of, before);
-        let found = keys.into_iter().map(|key| (key, owner(1, true))).collect();
-        callers.update(found, as_of, before);
+        let found = keys.iter().map(|key| (key.clone(), owner(1, true))).collect();
+        callers.update(&keys, found, as_of, before);
         assert_eq!(callers.recall(&key), None);
     }
 
@@ -216,11 +219,24 @@ mod tests {
             (keys[1].clone(), owner(2, false)),
             (keys[2].clone(), owner(9, true)),
         ]);
-        let mut ended = callers.update(found, Instant::now(), 0);
+        let mut ended = callers.update(&keys, found, Instant::now(), 0);
         ended.sort_unstable();
         assert_eq!(ended, [2, 3, 4].map(|n| SessionId(uuid::Uuid::from_u128(n))));
         assert_eq!(callers.recall(&keys[2]), Some(owner(9, true)));
         assert_eq!(callers.recall(&keys[3]), None);
+    }
+
+    #[test]
+    fn who_called_first_while_others_were_looked_at_has_not_ended() {
+        let callers = Callers::default();
+        let key = CallerKey::Token([1; 32]);
+        // Its own query began before the look, and was answered during it.
+        let as_of = Instant::now();
+        let (forgotten, keys) = callers.keys();
+        let looked = Instant::now();
+        callers.remember(key.clone(), &owner(1, true), as_of, forgotten);
+        assert_eq!(callers.update(&keys, HashMap::new(), looked, forgotten), []);
+        assert_eq!(callers.recall(&key), Some(owner(1, true)));
     }
 
     #[test]
