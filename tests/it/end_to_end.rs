@@ -67,7 +67,8 @@ async fn every_issue_is_done_once_whoever_takes_it() {
     assert_eq!(db.count("select count(*) from fleet.tasks").await, ISSUES);
     for number in 1..=ISSUES {
         let task = staying.task(&format!("org/repo#{number}")).await;
-        assert_eq!((&task["status"], &task["retry_count"]), (&json!("completed"), &json!(0)));
+        let ended = (&task["status"], &task["retry_count"]);
+        assert_eq!(ended, (&json!("completed"), &json!(0)), "{task}");
         assert_eq!(task["receipts"].as_array().map(Vec::len), Some(1), "{task}");
         let completed = |event: &&Value| event["type"] == "completed";
         assert_eq!(task["events"].as_array().unwrap().iter().filter(completed).count(), 1);
