@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use crate::watch::Watch;
@@ -46,19 +46,31 @@ impl Leased {
         &self,
         watch: &mut Watch,
         blow: &Blow,
-    ) -> Result<Duration, Vec<String>> {
+    ) -> Result<Recovered, Vec<String>> {
+        let mut last = Vec::new();
         loop {
-            let left = watch.rows(LEFT, &[&self.tasks, &blow.dead, &blow.heard_since]).await;
+            let params: [&(dyn ToSql + Sync); 4] =
+                [&self.tasks, &blow.dead, &blow.heard_since, &self.at];
+            let left = watch.rows(LEFT, &params).await;
             let took = blow.since.elapsed();
             if left.is_empty() {
-                return Ok(took);
+                return Ok(Recovered { took, last });
             }
+            last = left.iter().take(5).map(describe).collect();
             if took > LIMIT {
-                return Err(left.iter().take(5).map(describe).collect());
+                return Err(last);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// Everything runs again or has ended.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) took: Duration,
+    /// What was left at the last look before, for who wants to know why it took so long.
+    pub(crate) last: Vec<String>,
 }
 
 /// The longest that a task created since then has waited for an agent.
@@ -70,16 +82,20 @@ pub(crate) async fn longest_wait(watch: &mut Watch, since: Timestamp) -> Duratio
 fn describe(row: &Row) -> String {
     let text = |at: usize| row.get::<_, Option<String>>(at).unwrap_or_default();
     format!(
-        "{} is {} lease {} with {}",
+        "{} is {} lease {} with {}, since the fault: {}",
         row.get::<_, Uuid>(0),
         text(1),
         row.get::<_, i64>(2),
-        text(3)
+        text(3),
+        text(4)
     )
 }
 
 const LEFT: &str = "
-select t.task_id, t.status, t.lease, coalesce(t.assigned_host, t.assigned_agent_id)
+select t.task_id, t.status, t.lease, coalesce(t.assigned_host, t.assigned_agent_id),
+       (select string_agg(format('%s %s after %s s', e.type, e.lease, round(extract(epoch from e.at - $4), 1)), ', '
+                          order by e.at)
+          from fleet.task_events e where e.task_id = t.task_id and e.at >= $4::timestamptz)
   from fleet.tasks t left join fleet.sessions s on s.session_id = t.holder
  where t.task_id = any ($1::uuid[])
    and t.status not in ('completed', 'failed', 'agent_lost', 'cancelled')

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
-use crate::{faults::Fault, options::Options};
+use crate::{faults::Fault, options::Options, recovery::Recovered};
 
 /// How one fault ended.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(crate) struct Recovery {
     /// Tasks that were leased when it struck.
     pub(crate) leased: usize,
     /// Or what has not recovered.
-    pub(crate) took: Result<Duration, Vec<String>>,
+    pub(crate) took: Result<Recovered, Vec<String>>,
 }
 
 /// Everything that is told.
@@ -35,8 +35,12 @@ impl Report {
         let name = recovery.fault.name();
         let (bound, words) = recovery.fault.bound();
         match &recovery.took {
-            Ok(took) => {
-                let late = if *took > bound { "  TOO LATE" } else { "" };
+            Ok(Recovered { took, last }) => {
+                let late = if *took > bound {
+                    format!("  TOO LATE; last was {}", last.join("; "))
+                } else {
+                    String::new()
+                };
                 println!(
                     "{name:<30} {:>4} leased  whole after {:>5.1} s  (at most {words}: {:.1} s){late}",
                     recovery.leased,
@@ -105,7 +109,7 @@ impl Report {
         let mut by_fault: BTreeMap<Fault, Vec<Duration>> = BTreeMap::new();
         for recovery in &self.recoveries {
             let times = by_fault.entry(recovery.fault).or_default();
-            times.extend(recovery.took.as_ref().ok());
+            times.extend(recovery.took.as_ref().ok().map(|recovered| recovered.took));
             times.sort_unstable();
         }
         by_fault
@@ -124,7 +128,7 @@ impl Report {
 }
 
 fn is_in_time(recovery: &Recovery) -> bool {
-    recovery.took.as_ref().is_ok_and(|took| *took <= recovery.fault.bound().0)
+    recovery.took.as_ref().is_ok_and(|recovered| recovered.took <= recovery.fault.bound().0)
 }
 
 fn seconds(time: Duration) -> String {

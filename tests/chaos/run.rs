@@ -17,7 +17,7 @@ use crate::{
     patroni::Patroni,
     postgres::Pair,
     reconcile::{Books, reconcile},
-    recovery::{Leased, longest_wait},
+    recovery::{Leased, Recovered, longest_wait},
     report::{Recovery, Report},
     stage::Stage,
 };
@@ -88,7 +88,7 @@ async fn one_fault(
     let mut took = leased.recovered(&mut stage.watch, &blow).await;
     if fault == Fault::CutListeners {
         let wait = longest_wait(&mut stage.watch, leased.at).await;
-        took = took.map(|_| wait);
+        took = took.map(|recovered| Recovered { took: wait, ..recovered });
     }
     report.recovery(Recovery { fault, leased: leased.count(), took });
     aftermath.mend(stage, report).await
