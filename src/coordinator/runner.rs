@@ -179,10 +179,10 @@ async fn begin(
         timeout: attempt.timeout,
         kill_grace: KILL_GRACE,
     };
-    match start(attempt.executor.as_ref(), &attempt.run, &spec).await {
-        Ok(Started::Started) => {}
+    let begun = match start(attempt.executor.as_ref(), &attempt.run, &spec).await {
+        Ok(Started::Started) => true,
         // Somebody shut the gate, or our own first try went through: following tells.
-        Ok(Started::GateExists) => {}
+        Ok(Started::GateExists) => true,
         Err(error) if error.is_known_not_started() => {
             let reason = error_chain(&error);
             tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = reason, "a run could not be started; the task goes back");
@@ -191,9 +191,10 @@ async fn begin(
         }
         Err(error) => {
             tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = %error_chain(&error), "whether a run was started is not known yet");
+            false
         }
-    }
-    if !attempt.mark_running().await? {
+    };
+    if !attempt.mark_running(begun).await? {
         return attempt.lease_is_gone().await;
     }
     attempt.follow_to_the_end(0).await
@@ -220,8 +221,8 @@ async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreErr
         run.output,
         run.timeout_secs,
     );
-    if let Ok(chunk) = read(attempt.executor.as_ref(), &attempt.run, 0, 1).await
-        && chunk.state == RunState::NotStarted
+    let found = read(attempt.executor.as_ref(), &attempt.run, 0, 1).await.map(|chunk| chunk.state);
+    if matches!(found, Ok(RunState::NotStarted))
         && matches!(
             kill(attempt.executor.as_ref(), &attempt.run, KILL_GRACE).await,
             Ok(Killed::NeverStarted)
@@ -233,7 +234,8 @@ async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreErr
         return attempt::release(replica, held, "its replica was gone before the run began", None)
             .await;
     }
-    if !attempt.mark_running().await? {
+    let begun = found.is_ok_and(|state| state != RunState::NotStarted);
+    if !attempt.mark_running(begun).await? {
         return attempt.lease_is_gone().await;
     }
     attempt.follow_to_the_end(run.next_offset).await

@@ -204,12 +204,14 @@ async fn a_localhost_host_belongs_to_the_machine_that_lists_it() {
     assert_eq!(store.upsert_hosts(listing).await.unwrap().len(), 1);
 }
 
-/// Holds back every start until its gate is opened, as a replica does that hangs at the worst moment.
+/// Holds back every start, as a replica does that hangs at the worst moment, or a network.
 #[derive(Debug)]
 struct Hanging {
     inner: Arc<SshExecutor>,
     /// The start that was to be sent.
     held: Arc<Mutex<Option<Script>>>,
+    /// The connection breaks at once, and nobody knows what became of the start.
+    breaks: bool,
 }
 
 impl Executor for Hanging {
@@ -220,6 +222,9 @@ impl Executor for Hanging {
                 return self.inner.exec(script).await;
             }
             *self.held.lock().unwrap() = Some(script);
+            if self.breaks {
+                return Err(ExecError::Lost { target: "h1".into(), source: "cut".into() });
+            }
             std::future::pending().await
         })
     }
@@ -231,6 +236,15 @@ impl Executor for Hanging {
 
 #[tokio::test]
 async fn a_run_that_never_started_is_given_back_and_its_gate_is_shut() {
+    is_given_back(false).await;
+}
+
+#[tokio::test]
+async fn a_start_of_which_nothing_was_heard_is_given_back_when_nothing_came_of_it() {
+    is_given_back(true).await;
+}
+
+async fn is_given_back(breaks: bool) {
     let host = SshHost::start(CLI).await;
     let db = Db::new().await;
     let held: Arc<Mutex<Option<Script>>> = Arc::default();
@@ -238,17 +252,21 @@ async fn a_run_that_never_started_is_given_back_and_its_gate_is_shut() {
         let held = Arc::clone(&held);
         move |entry: &agent_fleet::config::Host, dir: &Path| {
             let inner = Arc::new(SshExecutor::new(entry, dir)?);
-            Ok(Arc::new(Hanging { inner, held: Arc::clone(&held) }) as Arc<dyn Executor>)
+            Ok(Arc::new(Hanging { inner, held: Arc::clone(&held), breaks }) as Arc<dyn Executor>)
         }
     };
     let a = Node::start_with(&db, "a", &format!("{TTL}{}", host.toml), &make).await;
     let id = a.create("long", &["agent:code"]).await;
     let start = eventually("its start is on the way", async || held.lock().unwrap().clone()).await;
+    if breaks {
+        a.until(&id, "running").await;
+    }
     let b = host.node(&db, "b", TTL).await;
     a.replica.shutdown.trigger();
     let task = b.until(&id, "completed").await;
     // Leases: claimed by a, taken over by b, claimed anew.
     assert_eq!((&task["attempt"], &task["lease"]), (&json!(1), &json!(3)), "{task}");
+    assert_eq!(task["retry_count"], 0);
     assert!(host.run_dir(&task["task_id"], 1).join("closed").exists());
     let types: Vec<&str> =
         task["events"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap()).collect();

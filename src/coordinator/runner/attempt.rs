@@ -69,8 +69,10 @@ impl Attempt {
         Actor::Host(self.name.clone())
     }
 
-    /// The fenced write that must succeed after a start. False when the lease is not held.
-    pub(super) async fn mark_running(&self) -> Result<bool, StoreError> {
+    /// The fenced write that must succeed after a start. False when the lease is not held. A start of which nothing was
+    /// heard (`begun` is false) counts as one when output shows it; until then a replica that takes over and finds nothing on
+    /// the host gives the task back.
+    pub(super) async fn mark_running(&self, begun: bool) -> Result<bool, StoreError> {
         let store = &self.replica.store;
         let deadline = Some(i32::try_from(self.timeout.as_secs()).unwrap_or(i32::MAX));
         let running = until_stored!(self.replica, async {
@@ -80,9 +82,11 @@ impl Attempt {
         if running.is_err() {
             return Ok(false);
         }
-        until_stored!(self.replica, async {
-            store.mark_run_started(self.held.task_id, self.run.run_lease).await
-        })?;
+        if begun {
+            until_stored!(self.replica, async {
+                store.mark_run_started(self.held.task_id, self.run.run_lease).await
+            })?;
+        }
         tracing::info!(task.id = %self.held.task_id, lease = self.held.lease.0, host = self.name, "run is under way");
         Ok(true)
     }
