@@ -107,7 +107,7 @@ impl Heartbeats {
 impl Replica {
     /// An agent's heartbeat.
     pub async fn beat_agent(&self, beat: AgentBeat) -> Answer {
-        self.heartbeats.beat(&self.pulse, beat).await
+        self.heartbeats.beat(&self.signs, beat).await
     }
 }
 
@@ -117,7 +117,7 @@ pub(super) async fn run(replica: &Replica) {
         let stop = replica.shutdown.sleep(FLUSH).await;
         let heard = replica.heartbeats.take_heard();
         if !heard.is_empty() {
-            let left = match replica.pulse.touch_sessions(&heard).await {
+            let left = match replica.signs.touch_sessions(&heard).await {
                 Ok(touched) => touched.busy,
                 Err(error) => {
                     tracing::warn!(error = %error_chain(&error), sessions = heard.len(), "signs of life of agents were not stored");

@@ -40,16 +40,25 @@ pub(super) async fn join(replica: &Replica) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// A heartbeat that was not stored is sent again this soon. A gap blinds the replica for a whole `replica_ttl`.
+const AGAIN: Duration = Duration::from_millis(250);
+
 /// The loop: beats every third of the time after which a silent replica counts as dead.
 pub(super) async fn run(replica: &Replica) {
     let beat = replica.config.lease.replica_ttl / 3;
-    while !replica.shutdown.sleep(beat).await {
-        match replica.pulse.beat_replica(replica.session()).await {
+    let mut pause = beat;
+    while !replica.shutdown.sleep(pause).await {
+        let stored = replica.pulse.beat_replica(replica.session()).await;
+        let missed = pause < beat;
+        pause = if stored.is_ok() { beat } else { beat.min(AGAIN) };
+        match stored {
             Ok(Some(standing)) => replica.store.stand(standing),
             Ok(None) => ended(replica).await,
-            Err(error) => {
-                tracing::warn!(error = %error_chain(&error), "the replica's heartbeat was not stored");
+            // Once an outage.
+            Err(error) if !missed => {
+                tracing::warn!(error = %error_chain(&error), "the replica's heartbeat was not stored; it is tried again until it is");
             }
+            Err(_) => {}
         }
     }
 }

@@ -148,8 +148,12 @@ pub struct Replica {
     starting: batch::Batch<start::Say>,
     /// When to stop.
     pub shutdown: Shutdown,
-    /// A connection of its own, so that a busy pool delays no heartbeat.
+    /// A connection for this replica's own heartbeat, which nothing else may delay: a gap in it blinds the replica for a
+    /// whole `replica_ttl`, see `sql/beat_replica.sql`.
     pulse: Store,
+    /// A connection for the heartbeats of agents, which may wait for sessions that others have locked, but not for the
+    /// pool.
+    signs: Store,
     hosts: hosts::Hosts,
     in_hand: runner::InHand,
     hostname: String,
@@ -169,8 +173,9 @@ impl Replica {
         shutdown: Shutdown,
     ) -> Result<Arc<Self>, StartError> {
         let store = Store::new(&config.database, &config.server.replica_id)?;
-        let pulse_config = Database { max_connections: 1, ..config.database.clone() };
-        let pulse = Store::new(&pulse_config, &config.server.replica_id)?;
+        let single = Database { max_connections: 1, ..config.database.clone() };
+        let pulse = Store::new(&single, &config.server.replica_id)?;
+        let signs = Store::new(&single, &config.server.replica_id)?;
         let hosts = hosts::Hosts::new(&config.hosts, make_executor)?;
         wait_for_database(&store, &shutdown).await?;
         store.check_settings().await?;
@@ -193,6 +198,7 @@ impl Replica {
             starting: batch::Batch::default(),
             shutdown,
             pulse,
+            signs,
             hosts,
             in_hand: runner::InHand::default(),
             hostname: machine::hostname(),
@@ -279,6 +285,7 @@ impl Replica {
         membership::leave(self).await;
         self.store.close();
         self.pulse.close();
+        self.signs.close();
     }
 }
 

@@ -84,3 +84,38 @@ async fn of_two_processes_with_one_id_the_earlier_one_stops() {
     assert_eq!(db.count("select count(*) from fleet.sessions where ended_at is null").await, 1);
     second.stop().await;
 }
+
+#[tokio::test]
+async fn heartbeats_of_agents_that_have_to_wait_do_not_delay_the_replicas_own() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", QUICK).await;
+    node.register("a", &[], 1).await;
+    // What a replica leaves behind that stands still in the middle of a transaction.
+    let other = db.connect().await;
+    other
+        .batch_execute("begin; select from fleet.sessions where subject = 'a' for update")
+        .await
+        .unwrap();
+    let beat = async {
+        node.must("/api/v1/agents/heartbeat", json!({"agent_id": "a", "running": []})).await
+    };
+    let meanwhile = async {
+        let sql = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually("the agent's heartbeat waits", async || db.rows(sql, &[]).await.pop()).await;
+        let sql = "select steady_since::text, now()::text from fleet.sessions where subject = 'r'";
+        let row = db.rows(sql, &[]).await.remove(0);
+        let (steady, since): (String, String) = (row.get(0), row.get(1));
+        // Longer than what counts as a gap.
+        eventually("the replica's own goes on", async || {
+            let sql = "select last_heartbeat_at > $1::text::timestamptz + interval '1 s' from fleet.sessions where subject = 'r'";
+            db.rows(sql, &[&since]).await[0].get::<_, bool>(0).then_some(())
+        })
+        .await;
+        let sql =
+            "select steady_since = $1::text::timestamptz from fleet.sessions where subject = 'r'";
+        assert!(db.rows(sql, &[&steady]).await[0].get::<_, bool>(0));
+        other.batch_execute("rollback").await.unwrap();
+    };
+    tokio::join!(beat, meanwhile);
+    node.stop().await;
+}

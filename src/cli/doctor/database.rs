@@ -9,8 +9,8 @@ use crate::{
 
 /// The oldest server that has all that is used.
 const OLDEST: i32 = 140_000;
-/// Connections of one replica beside its pool: its pulse and its listener.
-const BESIDE_THE_POOL: usize = 2;
+/// Connections of one replica beside its pool: its own heartbeat, the agents', and its listener.
+const BESIDE_THE_POOL: usize = 3;
 /// A clock that is off by more than this misleads who reads logs of both machines.
 const CLOCK: f64 = 2.0;
 
