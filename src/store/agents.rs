@@ -13,8 +13,8 @@ use super::{
     journal::Journal,
     rows::{get, word},
     statement::{
-        BEGIN_SESSION, CHECK_CALLERS, CHECK_SESSIONS, DELETE_AGENT, END_SESSIONS_OF,
-        FIND_AGENT_BY_TOKEN, FIND_AGENT_SESSION, LIST_AGENTS, LOCK_AGENT, LOCK_AGENT_SESSION,
+        BEGIN_SESSION, CHECK_CALLERS, DELETE_AGENT, END_SESSIONS_OF, FIND_AGENT_BY_TOKEN,
+        FIND_AGENT_SESSION, LIST_AGENTS, LOCK_AGENT, LOCK_AGENT_ID, LOCK_AGENT_SESSION,
         RESUME_LEASES, SET_AGENT_DRAINED, UPSERT_AGENT, USE_TOKEN,
     },
 };
@@ -118,27 +118,12 @@ impl Store {
         ttl: Duration,
         resume: &[TaskId],
     ) -> Result<Result<Registered, RegisterRefused>, StoreError> {
-        let mut tries = 0;
         // Kept over all tries: one whose commit went through unheard has replaced a session that the next does not see.
         let mut replaced = Vec::new();
-        loop {
-            let once = retry!(
-                self.register_once(
-                    registration,
-                    credential,
-                    token_digest,
-                    ttl,
-                    resume,
-                    &mut replaced
-                )
+        retry!(
+            self.register_once(registration, credential, token_digest, ttl, resume, &mut replaced)
                 .await
-            );
-            match once {
-                // The same agent registers elsewhere at this moment; the later one replaces the earlier.
-                Err(e) if tries < 5 && e.is_unique_violation("sessions_live") => tries += 1,
-                result => return result,
-            }
-        }
+        )
     }
 
     async fn register_once(
@@ -156,6 +141,7 @@ impl Store {
         }
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
+        LOCK_AGENT_ID.run(&tx, &[&agent_id]).await?;
         let ended = END_SESSIONS_OF.rows(&tx, &[&"agent", &agent_id, &"registered anew"]).await?;
         replaced.extend(ended.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))));
         if let Some(known) = LOCK_AGENT.row(&tx, &[&agent_id]).await? {
@@ -220,34 +206,26 @@ impl Store {
     pub async fn delete_agent(&self, agent_id: &str) -> Result<Option<Vec<SessionId>>, StoreError> {
         // Kept over all tries: one whose commit went through unheard leaves nothing for the next to find.
         let mut sessions = Vec::new();
-        loop {
-            if retry!(self.delete_agent_once(agent_id, &mut sessions).await)? {
-                sessions.sort_unstable();
-                sessions.dedup();
-                return Ok((!sessions.is_empty()).then_some(sessions));
-            }
-        }
+        retry!(self.delete_agent_once(agent_id, &mut sessions).await)?;
+        sessions.sort_unstable();
+        sessions.dedup();
+        Ok((!sessions.is_empty()).then_some(sessions))
     }
 
-    /// False when the agent has registered anew at this moment: do it again.
     async fn delete_agent_once(
         &self,
         agent_id: &str,
         sessions: &mut Vec<SessionId>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut client = self.client().await?;
         let tx = begin(&mut client).await?;
+        LOCK_AGENT_ID.run(&tx, &[&agent_id]).await?;
         let ended = END_SESSIONS_OF.rows(&tx, &[&"agent", &agent_id, &"deleted"]).await?;
-        let Some(row) = DELETE_AGENT.row(&tx, &[&agent_id]).await? else { return Ok(true) };
-        let newest: Uuid = get(&row, "session_id");
-        let state = CHECK_SESSIONS.row(&tx, &[&vec![newest]]).await?;
-        if state.is_some_and(|s| !get::<bool>(&s, "ended")) {
-            return Ok(false);
-        }
+        let Some(row) = DELETE_AGENT.row(&tx, &[&agent_id]).await? else { return Ok(()) };
         sessions.extend(ended.iter().map(|r| SessionId(get::<Uuid>(r, "session_id"))));
-        sessions.push(SessionId(newest));
+        sessions.push(SessionId(get::<Uuid>(&row, "session_id")));
         commit(tx).await?;
-        Ok(true)
+        Ok(())
     }
 
     /// Lets an agent take nothing new, or take work again. Claims that are under way have ended when this returns. False

@@ -111,6 +111,7 @@ statements! {
     LIST_TASK_EVENTS "list_task_events"
     LIST_VACUUM_BLOCKERS "list_vacuum_blockers"
     LOCK_AGENT "lock_agent"
+    LOCK_AGENT_ID "lock_agent_id"
     LOCK_AGENT_SESSION "lock_agent_session"
     LOCK_HOST_AGENTS "lock_host_agents"
     LOCK_ISSUE_TASK "lock_issue_task"
