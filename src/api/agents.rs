@@ -9,7 +9,7 @@ use warp::{Filter, filters::BoxedFilter, reply::Response};
 
 use super::{
     Answer,
-    call::{BODY, Call, Principal, call},
+    call::{BODY, Call, Principal, call, heartbeat_call},
     detached,
     error::{ApiError, bad_word},
     ok, page, render,
@@ -41,7 +41,7 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
     let heartbeat = v1()
         .and(warp::path!("agents" / "heartbeat"))
         .and(warp::post())
-        .and(call(replica, BODY))
+        .and(heartbeat_call(replica, BODY))
         .then(|call| detached(heartbeat(call)));
     let deregister = v1()
         .and(warp::path!("agents" / "deregister"))

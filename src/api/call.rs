@@ -69,6 +69,11 @@ pub(super) fn call(replica: &Arc<Replica>, limit: usize) -> BoxedFilter<(Call,)>
     take(replica, limit, |limits| limits.admit().map(Some))
 }
 
+/// The same for heartbeats, which are counted apart.
+pub(super) fn heartbeat_call(replica: &Arc<Replica>, limit: usize) -> BoxedFilter<(Call,)> {
+    take(replica, limit, |limits| limits.admit_heartbeat().map(Some))
+}
+
 /// The same for calls that are not counted.
 pub(super) fn exempt_call(replica: &Arc<Replica>, limit: usize) -> BoxedFilter<(Call,)> {
     take(replica, limit, |_| Ok(None))

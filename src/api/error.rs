@@ -1,6 +1,9 @@
 //! The one place that turns errors into HTTP: `{"error": "<one plain sentence>", "code": "<snake_case>"}`.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use warp::{
@@ -195,13 +198,28 @@ impl Reply for ApiError {
 impl From<&StoreError> for ApiError {
     fn from(error: &StoreError) -> Self {
         if error.is_unavailable() {
-            tracing::warn!(error = %error_chain(error), "a request could not be served: the database is away");
+            log_outage(error);
             Self::database_away()
         } else {
             tracing::error!(error = %error_chain(error), "a request failed");
             Self::internal()
         }
     }
+}
+
+/// At most once a second: all requests meet the same outage.
+fn log_outage(error: &StoreError) {
+    static LAST: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let (at, others) = &mut *last;
+    if at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+        *others += 1;
+        return;
+    }
+    *at = Some(Instant::now());
+    let others = std::mem::take(others);
+    drop(last);
+    tracing::warn!(error = %error_chain(error), since_last = others, "a request could not be served: the database is away");
 }
 
 impl From<StoreError> for ApiError {

@@ -1,4 +1,4 @@
-//! Requests in flight: all that are worked on, and those of each agent. No limit of a rate.
+//! Requests in flight: all that are worked on, heartbeats beside them, and those of each agent. No limit of a rate.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,8 @@ use crate::model::SessionId;
 #[derive(Debug)]
 pub(super) struct Limits {
     requests: Arc<Semaphore>,
+    /// Counted apart: agents whose heartbeats found no room would be taken for dead, and their work done again.
+    heartbeats: Arc<Semaphore>,
     per_agent: usize,
     agents: Mutex<HashMap<SessionId, usize>>,
 }
@@ -27,12 +29,18 @@ pub(super) struct AgentPermit {
 
 impl Limits {
     pub(super) fn new(requests: usize, per_agent: usize) -> Self {
-        Self { requests: Arc::new(Semaphore::new(requests)), per_agent, agents: Mutex::default() }
+        let room = || Arc::new(Semaphore::new(requests));
+        Self { requests: room(), heartbeats: room(), per_agent, agents: Mutex::default() }
     }
 
     /// One more request to work on; 503 when there are as many as may be.
     pub(super) fn admit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| ApiError::overloaded())
+        admit(&self.requests)
+    }
+
+    /// The same for a heartbeat.
+    pub(super) fn admit_heartbeat(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        admit(&self.heartbeats)
     }
 
     /// One more request of this agent; 429 when it has as many as it may.
@@ -49,6 +57,10 @@ impl Limits {
         drop(agents);
         Ok(AgentPermit { limits: Arc::clone(self), session })
     }
+}
+
+fn admit(room: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
+    Arc::clone(room).try_acquire_owned().map_err(|_| ApiError::overloaded())
 }
 
 impl Drop for AgentPermit {
@@ -82,10 +94,12 @@ mod tests {
     }
 
     #[test]
-    fn all_requests_share_one_count() {
+    fn all_requests_but_heartbeats_share_one_count() {
         let limits = Limits::new(1, 1);
         let only = limits.admit().unwrap();
         assert!(limits.admit().is_err());
+        let _beat = limits.admit_heartbeat().unwrap();
+        assert!(limits.admit_heartbeat().is_err());
         drop(only);
         assert!(limits.admit().is_ok());
     }

@@ -230,7 +230,7 @@ async fn an_agent_with_too_many_requests_is_told_so_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn with_as_many_requests_as_may_be_others_are_refused_but_polls_and_webhooks_are_not_counted()
+async fn with_as_many_requests_as_may_be_others_are_refused_but_not_polls_heartbeats_and_webhooks()
 {
     let db = Db::new().await;
     let node = Node::start(&db, "r", "[server]\nmax_requests = 1\n").await;
@@ -254,6 +254,7 @@ async fn with_as_many_requests_as_may_be_others_are_refused_but_polls_and_webhoo
     })
     .await;
     Issue::new(1).delivery("opened").send(&node).await;
+    node.must("/api/v1/agents/heartbeat", json!({"agent_id": "waits"})).await;
     blocker.batch_execute("rollback").await.unwrap();
     eventually("it is served again", async || {
         (get(&node, "/api/v1/tasks").await.status == StatusCode::OK).then_some(())
