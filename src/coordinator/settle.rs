@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Handed, Replica,
     batch::{Batch, Shared},
+    until_stored,
 };
 use crate::{
     model::{Actor, SessionId, Status, Task, TaskId},
@@ -135,10 +136,11 @@ fn wake(
     }
 }
 
-/// Gives claims back that never reached their callers.
+/// Gives claims back that never reached their callers. Until it is stored: nobody else knows of them, and their agent has to
+/// leave them out of two heartbeats before they are found.
 pub(super) async fn undo(replica: &Arc<Replica>, held: Vec<HeldLease>) {
     let tasks = held.len();
-    let ends = held
+    let ends: Vec<EndLease> = held
         .into_iter()
         .map(|held| EndLease {
             held,
@@ -149,7 +151,7 @@ pub(super) async fn undo(replica: &Arc<Replica>, held: Vec<HeldLease>) {
             actor: Actor::Replica(replica.config.server.replica_id.clone()),
         })
         .collect();
-    if let Err(error) = settle(replica, ends, None).await {
+    if let Err(error) = until_stored!(replica, settle(replica, ends.clone(), None)) {
         tracing::error!(
             error = %error_chain(&*error),
             tasks,

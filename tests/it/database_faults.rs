@@ -82,19 +82,7 @@ async fn a_read_only_database_is_told_and_reads_go_on() {
     let db = Db::new().await;
     let node = Node::start(&db, "r", "").await;
     let id = node.create("t", &[]).await;
-    let set = async |value: &str| {
-        let sql = format!(
-            "do $$ begin execute format('alter database %I set default_transaction_read_only = {value}', \
-             current_database()); end $$"
-        );
-        let admin = db.connect().await;
-        admin.batch_execute("set default_transaction_read_only = off").await.unwrap();
-        admin.batch_execute(&sql).await.unwrap();
-        let others = "select pg_terminate_backend(pid) from pg_stat_activity
-                       where datname = current_database() and application_name like 'agent-fleet/%'";
-        admin.query(others, &[]).await.unwrap();
-    };
-    set("on").await;
+    db.set_read_only("on").await;
     eventually("it is told", async || {
         let (status, told) = node.get("/readyz").await;
         let is_told = told["database"].as_str()?.contains("read-only");
@@ -105,7 +93,7 @@ async fn a_read_only_database_is_told_and_reads_go_on() {
     let (status, reply) = node.post("/api/v1/tasks", json!({"title": "t"})).await;
     assert_eq!((status, &reply["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("unavailable")));
     assert_eq!(node.task(&id).await["status"], "created");
-    set("off").await;
+    db.set_read_only("off").await;
     eventually("it takes writes again", async || {
         let (status, _) = node.post("/api/v1/tasks", json!({"title": "t"})).await;
         (status == StatusCode::CREATED).then_some(())

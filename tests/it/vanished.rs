@@ -66,6 +66,30 @@ async fn a_place_that_is_dropped_gives_back_what_was_handed_to_it() {
 }
 
 #[tokio::test]
+async fn what_was_handed_to_nobody_goes_back_when_the_database_takes_it() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("gone", &[], 1).await;
+    let gone = session(&db, "gone").await;
+    let id = node.create("t", &[]).await;
+    let mut place = Matchmaker::wait(&node.replica, Waiter::one(gone), false);
+    let Answer::Tasks(handed) = place.answer(Duration::from_secs(10)).await else {
+        panic!("it had nothing")
+    };
+    db.set_read_only("on").await;
+    drop(handed);
+    eventually("the database takes nothing", async || {
+        let (_, told) = node.get("/readyz").await;
+        told["database"].as_str()?.contains("read-only").then_some(())
+    })
+    .await;
+    assert_eq!(node.task(&id).await["status"], "assigned");
+    db.set_read_only("off").await;
+    is_as_before(&node, &id, 1).await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_long_poll_whose_client_has_gone_takes_nothing() {
     let db = Db::new().await;
     let node = Node::start(&db, "r", "").await;

@@ -183,6 +183,20 @@ impl Db {
         self.client.batch_execute(sql).await.unwrap();
     }
 
+    /// Lets sessions write nothing any more (`on`), or again (`off`), as a standby does; those of replicas begin anew.
+    pub(crate) async fn set_read_only(&self, value: &str) {
+        let sql = format!(
+            "do $$ begin execute format('alter database %I set default_transaction_read_only = {value}', \
+             current_database()); end $$"
+        );
+        let admin = self.connect().await;
+        admin.batch_execute("set default_transaction_read_only = off").await.unwrap();
+        admin.batch_execute(&sql).await.unwrap();
+        let others = "select pg_terminate_backend(pid) from pg_stat_activity
+                       where datname = current_database() and application_name like 'agent-fleet/%'";
+        admin.query(others, &[]).await.unwrap();
+    }
+
     /// See [`history::check`]. Called at the end of tests.
     pub(crate) async fn check_history(&self) {
         let broken = history::check(&self.client).await.unwrap();
