@@ -5,9 +5,13 @@
 -- Index:   tasks_pkey; agents_pkey; sessions_pkey; task_specs_pkey; receipts_pkey.
 -- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers;
 -- $5 uuid: who claims; $6 uuid[]: those of the sessions for which another process claimed before, or whose last sign of
--- life could not be written for long because they are locked for claims all the time.
+-- life could not be written for long because they are locked for claims all the time; $7 double precision[]: how many
+-- seconds ago each of these asked. That is its sign of life; the claim is none: whoever asked may have died since.
 with pair as materialized (
   select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[]) as p(task_id, session_id, agent_id, claim_id)
+),
+switched as materialized (
+  select session_id, now() - make_interval(secs => age) as asked_at from unnest($6::uuid[], $7::double precision[]) as w(session_id, age)
 ),
 own as materialized (
   select t.task_id, t.status, p.session_id, p.agent_id, p.claim_id
@@ -38,15 +42,15 @@ event as (
 ),
 claimer as (
   update fleet.sessions s
-     set claimer = $5,
-         last_heartbeat_at = case when s.last_heartbeat_at < now() - s.ttl / 4 then now() else s.last_heartbeat_at end
-   where s.session_id = any ($6::uuid[])
+     set claimer = $5, last_heartbeat_at = greatest(s.last_heartbeat_at, w.asked_at)
+    from switched w
+   where s.session_id = w.session_id
 )
 select c.session_id, c.from_status, c.agent_id,
        c.task_id, c.key, c.source, c.priority, c.status, c.execution_mode, c.pinned_to, c.lease, c.attempt,
        c.max_retries, c.retry_count, c.review_count, c.timeout_secs, c.run_at, c.deadline_at,
        c.assigned_agent_id, c.assigned_host,
-       case when h.last_heartbeat_at < now() - h.ttl / 4 then now() else h.last_heartbeat_at end + h.ttl as lease_expires_at,
+       greatest(h.last_heartbeat_at, w.asked_at) + h.ttl as lease_expires_at,
        c.created_at, c.assigned_at, c.started_at, c.completed_at, c.last_activity_at, c.pr_url, c.pr_title, c.error,
        s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
        r.body ->> 'summary' as summary, r.body -> 'usage' as usage,
@@ -55,5 +59,6 @@ select c.session_id, c.from_status, c.agent_id,
   from claimed c
   left join fleet.task_specs s on s.task_id = c.task_id and s.version = c.claimed_version
   left join fleet.sessions h on h.session_id = c.session_id
+  left join switched w on w.session_id = c.session_id
   left join lateral (select body from fleet.receipts r
                       where r.task_id = c.task_id order by r.lease desc limit 1) r on true

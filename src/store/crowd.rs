@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Standing, Store, ready::Candidate, work::Assigned};
+use super::{Standing, Store, asking::Assigned, ready::Candidate};
 use crate::model::TaskId;
 
 /// After a loss to another replica so many claims are made apart from it.
@@ -193,7 +193,7 @@ impl Drop for Chosen {
 mod tests {
     use uuid::Uuid;
 
-    use super::{super::work::Pair, *};
+    use super::{super::asking::Pair, *};
 
     fn id(n: u128) -> TaskId {
         TaskId(Uuid::from_u128(n))

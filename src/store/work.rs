@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio_postgres::Row;
@@ -15,19 +15,18 @@ use uuid::Uuid;
 
 use super::{
     EndLease, Ended, Store, StoreError,
-    claims::{ROUNDS, begins_at, claimed_line, depth},
+    asking::{Asking, Assigned, Candidates, Pair, TASKS},
+    claims::{ROUNDS, claimed_line},
     connection::{GenericClient, begin, commit},
-    crowd::{Chosen, Reading, Share},
+    crowd::Chosen,
     error::retry,
     journal::Journal,
     leases::{Ending, HeldLease},
-    ledger::{Claimed, Registered},
-    ready::{self, Candidate},
+    ledger::Claimed,
     rows::{self, get},
     statement::{
         CHECK_SESSIONS, CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED,
-        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, DESCRIBE_SESSIONS, END_LEASES, GET_TASKS,
-        KEEP_CLAIMS, PLAN_ONCE,
+        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, END_LEASES, GET_TASKS, KEEP_CLAIMS, PLAN_ONCE,
     },
 };
 use crate::model::{Actor, CapabilitySet, Lease, SessionId, Task, TaskId};
@@ -45,6 +44,8 @@ pub struct Waiter {
     pub claim_id: Uuid,
     /// The agent named the request, so it may have been answered before.
     pub repeatable: bool,
+    /// When it asked: its last sign of life that is certain. It may have died since.
+    pub asked: Instant,
 }
 
 impl Waiter {
@@ -56,6 +57,7 @@ impl Waiter {
             max_tasks: 1,
             claim_id: Uuid::now_v7(),
             repeatable: false,
+            asked: Instant::now(),
         }
     }
 }
@@ -84,114 +86,6 @@ pub struct Worked {
     pub ended: Vec<Ended>,
     /// What came of each waiter, and the tasks of both.
     pub claims: PullClaims,
-}
-
-/// At most this many tasks are taken in one transaction.
-const TASKS: usize = 500;
-
-/// What may be claimed by whom, read without locks.
-#[derive(Debug)]
-struct Candidates {
-    reading: Reading,
-    share: Share,
-    by_set: Vec<Vec<Candidate>>,
-    pinned: HashMap<String, Vec<TaskId>>,
-    /// Only pins were looked for: the lanes were forgotten while they were read. To be looked at again.
-    blind: bool,
-}
-
-/// Who asks, by what was registered: distinct sets of capabilities, and which one each waiter has.
-struct Asking {
-    sets: Vec<CapabilitySet>,
-    /// For each waiter its set, and what its session registered; `None` for a session that is unknown.
-    waiters: Vec<Option<(usize, Registered)>>,
-    wanted: usize,
-}
-
-/// A task for a waiter.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) place: usize,
-    pub(super) task_id: TaskId,
-}
-
-/// Who gets what.
-#[derive(Debug)]
-pub(super) struct Assigned {
-    pub(super) pairs: Vec<Pair>,
-    /// Somebody got nothing, and others have chosen what there was for it: they may not come to take it.
-    pub(super) passed_over: bool,
-}
-
-impl Asking {
-    fn agents(&self) -> Vec<&str> {
-        let mut agents: Vec<&str> =
-            self.waiters.iter().flatten().map(|(_, r)| r.agent_id.as_str()).collect();
-        agents.sort_unstable();
-        agents.dedup();
-        agents
-    }
-
-    /// Gives each waiter what it may have: `rooms` says how much each session has room for, `gone` what has been given or
-    /// lost before. First come, first served, pins first; in a later `round` further down, see [`begins_at`].
-    fn assign(
-        &self,
-        waiters: &[Waiter],
-        candidates: &Candidates,
-        rooms: &mut HashMap<SessionId, usize>,
-        served: &HashSet<usize>,
-        gone: &mut HashSet<TaskId>,
-        round: u32,
-    ) -> Assigned {
-        let mut wanted = vec![0; self.sets.len()];
-        for (place, (waiter, asking)) in waiters.iter().zip(&self.waiters).enumerate() {
-            if let Some((set, _)) = asking
-                && !served.contains(&place)
-            {
-                let room = rooms.get(&waiter.session).copied().unwrap_or(0);
-                wanted[*set] += waiter.max_tasks.min(room);
-            }
-        }
-        let mut queues: Vec<_> = candidates
-            .by_set
-            .iter()
-            .zip(wanted)
-            .map(|(all, wanted)| {
-                let mut left: Vec<Candidate> =
-                    all.iter().filter(|c| !gone.contains(&c.task_id)).copied().collect();
-                candidates.share.prefer(&mut left);
-                let skip = begins_at(round, left.len(), wanted);
-                let is_whole = left.len() == all.len();
-                (left.into_iter().skip(skip), is_whole)
-            })
-            .collect();
-        let mut assigned = Assigned { pairs: Vec::new(), passed_over: false };
-        for (place, (waiter, asking)) in waiters.iter().zip(&self.waiters).enumerate() {
-            let Some((set, registered)) = asking else { continue };
-            let Some(room) = rooms.get_mut(&waiter.session) else { continue };
-            if served.contains(&place) {
-                continue;
-            }
-            let pinned = candidates.pinned.get(&registered.agent_id);
-            let pinned = pinned.into_iter().flatten().copied();
-            let Some((ready, is_whole)) = queues.get_mut(*set) else { continue };
-            let ready = ready.map(|c| c.task_id);
-            let most = waiter.max_tasks.min(*room).min(TASKS - assigned.pairs.len());
-            let mut left = most;
-            let mut offered = pinned.chain(ready);
-            while left > 0
-                && let Some(task_id) = offered.next()
-            {
-                if gone.insert(task_id) {
-                    assigned.pairs.push(Pair { place, task_id });
-                    *room -= 1;
-                    left -= 1;
-                }
-            }
-            assigned.passed_over |= most > 0 && left == most && !*is_whole;
-        }
-        assigned
-    }
 }
 
 impl Store {
@@ -521,9 +415,15 @@ impl Store {
             .iter()
             .map(|pair| taking.asking.waiters[pair.place].as_ref().map_or("", |(_, r)| &r.agent_id))
             .collect();
+        let asked = |session: &Uuid| {
+            let of = taking.waiters.iter().filter(|w| w.session.0 == *session);
+            of.map(|w| w.asked.elapsed().as_secs_f64()).reduce(f64::min)
+        };
+        let (switched, ages): (Vec<Uuid>, Vec<f64>) =
+            switched.iter().filter_map(|session| Some((*session, asked(session)?))).unzip();
         let claimer = self.ledger().claimer;
         CLAIM_PULL_3_TAKE
-            .rows(tx, &[&tasks, &holders, &agents, &requests, &claimer, &switched])
+            .rows(tx, &[&tasks, &holders, &agents, &requests, &claimer, &switched, &ages])
             .await
     }
 
@@ -570,107 +470,6 @@ impl Store {
             }
         }
         Ok(held)
-    }
-
-    /// True when something may be ready for who offers this.
-    pub fn may_have_ready(&self, set: &CapabilitySet) -> bool {
-        self.ready().may_have(set)
-    }
-
-    /// What is known of this agent's sessions may not be true any more.
-    pub fn forget_agent(&self, agent_id: &str) {
-        self.ledger().forget_agent(agent_id);
-    }
-
-    /// What a waiter asks with; `None` while nothing is known of its session.
-    pub fn effective(&self, waiter: &Waiter) -> Option<CapabilitySet> {
-        let registered = self.ledger().registered(waiter.session)?.capabilities;
-        Some(match &waiter.capabilities {
-            Some(asked) => asked.intersection(&registered),
-            None => registered,
-        })
-    }
-
-    /// Who asks; reads what is not known of their sessions.
-    async fn asking<C: GenericClient>(
-        &self,
-        client: &C,
-        waiters: &[Waiter],
-    ) -> Result<Asking, StoreError> {
-        let unknown = self.ledger().unknown(waiters.iter().map(|w| w.session));
-        if !unknown.is_empty() {
-            for row in DESCRIBE_SESSIONS.rows(client, &[&unknown]).await? {
-                let registered = Registered {
-                    agent_id: get(&row, "agent_id"),
-                    capabilities: CapabilitySet::from(get::<Vec<String>>(&row, "capabilities")),
-                    max_concurrency: usize::try_from(get::<i32>(&row, "max_concurrency"))
-                        .unwrap_or(1),
-                };
-                self.ledger().learn(SessionId(get::<Uuid>(&row, "session_id")), registered);
-            }
-        }
-        let mut sets: Vec<CapabilitySet> = Vec::new();
-        let numbered = waiters
-            .iter()
-            .map(|waiter| {
-                let registered = self.ledger().registered(waiter.session)?;
-                let set = match &waiter.capabilities {
-                    Some(asked) => asked.intersection(&registered.capabilities),
-                    None => registered.capabilities.clone(),
-                };
-                let number = sets.iter().position(|s| *s == set).unwrap_or_else(|| {
-                    sets.push(set);
-                    sets.len() - 1
-                });
-                Some((number, registered))
-            })
-            .collect();
-        let wanted = waiters.iter().map(|w| w.max_tasks).sum::<usize>().min(TASKS);
-        Ok(Asking { sets, waiters: numbered, wanted })
-    }
-
-    /// Reads what may be claimed by those who ask, deeper when `gone` rows were lost before.
-    async fn candidates<C: GenericClient>(
-        &self,
-        client: &C,
-        asking: &Asking,
-        in_full: bool,
-        gone: usize,
-        round: u32,
-    ) -> Result<Candidates, StoreError> {
-        let (reading, share) = (self.crowd().read(), self.crowd().share());
-        let wanted = asking.wanted * share.of() + self.crowd().under_way();
-        let depth = depth(i64::try_from(wanted).unwrap_or(i64::MAX), gone, round);
-        let sets: Vec<&CapabilitySet> = asking.sets.iter().collect();
-        let ranges = self.ready().ranges(&sets, in_full);
-        let agents = asking.agents();
-        let (pinned, ready) = tokio::try_join!(
-            biased;
-            async {
-                if agents.is_empty() { Ok(Vec::new()) } else { CLAIM_PULL_2_PINNED.rows(client, &[&agents, &depth]).await }
-            },
-            async {
-                if ranges.is_empty() {
-                    return Ok(Vec::new());
-                }
-                CLAIM_PULL_2_READY
-                    .rows(client, &[&ranges.sets, &ranges.lanes, &ranges.priorities, &ranges.lows, &depth])
-                    .await
-            },
-        )?;
-        self.ready().found(&ranges, &ready, depth);
-        let mut candidates = Candidates {
-            reading,
-            share,
-            by_set: ready::by_set(&ready, sets.len()),
-            pinned: HashMap::new(),
-            blind: ranges.blind,
-        };
-        for row in &pinned {
-            let task_id = TaskId(get::<Uuid>(row, "task_id"));
-            candidates.pinned.entry(get(row, "pinned_to")).or_default().push(task_id);
-        }
-        Ok(candidates)
     }
 
     /// A session that could not be locked has ended, or may not claim, or is being changed right now.

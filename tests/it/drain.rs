@@ -6,6 +6,7 @@ use agent_fleet::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::{
@@ -19,11 +20,7 @@ use crate::{
     },
 };
 
-async fn statement(
-    db: &Db,
-    name: &str,
-    params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-) -> Vec<i64> {
+async fn statement(db: &Db, name: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<i64> {
     let text = STATEMENTS.iter().find(|s| s.name == name).unwrap().text;
     db.rows(text, params).await.iter().map(|row| row.get("held")).collect()
 }
@@ -110,7 +107,9 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     let task: uuid::Uuid = db.rows("select task_id from fleet.tasks limit 1", &[]).await[0].get(0);
     let (tasks, sessions, agents) = (vec![task], vec![session.0], vec!["a"]);
     let claimer = uuid::Uuid::now_v7();
-    let taken = db.rows(take, &[&tasks, &sessions, &agents, &sessions, &claimer, &sessions]).await;
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&tasks, &sessions, &agents, &sessions, &claimer, &sessions, &vec![0_f64]];
+    let taken = db.rows(take, &params).await;
     assert!(taken.is_empty(), "{taken:?}");
     assert!(pull(&store, session).await.is_none());
     assert!(store.set_agent_drained("a", false).await.unwrap());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, SessionId, TaskId},
-    store::{AgentBeat, Heard, HeldLease, Outcome, Store},
+    store::{AgentBeat, Heard, HeldLease, Outcome, Store, Waiter},
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -174,4 +174,20 @@ async fn the_end_of_a_poll_is_no_sign_of_life() {
     .await;
     assert!(db.count(&format!("{heard}'frozen'")).await >= 2);
     node.stop().await;
+}
+
+#[tokio::test]
+async fn nor_is_a_claim_for_a_poll_that_waits() {
+    let db = Db::new().await;
+    let store = db.store();
+    let session = agent(&store, "frozen", &["agent:x"], 1).await;
+    create(&store, task(&["agent:x"], Mode::HttpPull), 1).await;
+    // So long ago that the claim itself writes its sign of life.
+    db.execute("update fleet.sessions set last_heartbeat_at = now() - ttl / 2").await;
+    let asked = Instant::now().checked_sub(Duration::from_secs(600)).unwrap();
+    let waiter = Waiter { asked, ..Waiter::one(session) };
+    let claims = store.claim_for_agents(&[waiter], true).await.unwrap();
+    assert_eq!(claims.claimed.len(), 1);
+    let heard = "select extract(epoch from now() - last_heartbeat_at)::bigint from fleet.sessions";
+    assert!((600..660).contains(&db.count(heard).await));
 }
