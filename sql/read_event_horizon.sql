@@ -1,24 +1,19 @@
--- Purpose: the xid below which every transaction that writes events has ended, so that a reader who goes by
---          (xid, event_id) skips none that commits late. A writer locks a relation of this schema before it has an xid;
---          transactions elsewhere in the cluster do not count. Read the events in a LATER statement: its snapshot then
---          sees all that had ended here.
+-- Purpose: the xid below which every transaction that may write events has ended, so that a reader who goes by
+--          (xid, event_id) skips none that commits late. Every transaction with an xid counts, whatever it has done so far:
+--          one that wrote elsewhere may still call fleet.enqueue(). Only those of other databases do not: they would
+--          freeze the stream, and cannot write here. Read the events in a LATER statement: its snapshot then sees all that
+--          had ended here.
 -- Locks:   none.
--- Index:   none (pg_locks).
-with now_at as (
-  select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as xmax
+-- Index:   none (the snapshot, pg_locks, pg_stat_activity).
+with running as materialized (
+  select x::text::bigint as xid from pg_snapshot_xip(pg_current_snapshot()) x
 ),
-writer as (
-  -- pg_locks shows 32 bits of an xid; the rest is xmax's, or one less after a wrap.
-  select min(case when w.full_xid > w.xmax then w.full_xid - 4294967296 else w.full_xid end) as xid
-    from (select n.xmax, (n.xmax >> 32 << 32) + x.transactionid::text::bigint as full_xid
-            from now_at n, pg_locks x
-           where x.locktype = 'transactionid' and x.mode = 'ExclusiveLock' and x.granted
-             and exists (select 1
-                           from pg_locks r
-                           join pg_class c on c.oid = r.relation
-                          where r.pid = x.pid and r.locktype = 'relation'
-                            and r.database = (select oid from pg_database where datname = current_database())
-                            and c.relnamespace = 'fleet'::regnamespace
-                            and r.mode <> 'AccessShareLock')) w
+elsewhere as materialized (
+  -- pg_locks shows 32 bits of an xid.
+  select l.transactionid::text::bigint as xid32
+    from pg_locks l
+    join pg_stat_activity a on a.pid = l.pid
+   where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and a.datname <> current_database()
 )
-select least(now_at.xmax, writer.xid)::text as horizon from now_at, writer
+select coalesce((select min(r.xid) from running r where r.xid & 4294967295 not in (select xid32 from elsewhere)),
+                pg_snapshot_xmax(pg_current_snapshot())::text::bigint)::text as horizon

@@ -1,6 +1,6 @@
 //! Whether the process lives, and whether it can serve.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use warp::{
@@ -12,6 +12,9 @@ use warp::{
 
 use super::{ok, render, v1, with_status};
 use crate::coordinator::Replica;
+
+/// Events that are held back for longer are told.
+const STALL: Duration = Duration::from_secs(2);
 
 /// `/healthz`, `/readyz`, `/api/v1/version`: no credential.
 pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
@@ -63,6 +66,18 @@ async fn ready(replica: &Replica) -> super::Answer {
     } else {
         Some("not checked".to_owned())
     };
+    let events = match &partitions {
+        Some(_) => Some("not checked".to_owned()),
+        None => match replica.store.event_stall().await {
+            Ok(stall) => stall.filter(|stall| *stall > STALL).map(|stall| {
+                format!(
+                    "held back for {} s: a transaction in this database has written and is still open",
+                    stall.as_secs()
+                )
+            }),
+            Err(error) => Some(away(error)),
+        },
+    };
     let draining = replica.shutdown.is_draining().then(|| "this replica stops".to_owned());
     let unready =
         database.is_some() || schema.is_some() || partitions.is_some() || draining.is_some();
@@ -72,7 +87,7 @@ async fn ready(replica: &Replica) -> super::Answer {
         status,
         &json!({
             "database": word(database), "schema": word(schema), "listener": word(listener),
-            "notifications": word(notifications), "partitions": word(partitions), "draining": word(draining),
+            "notifications": word(notifications), "partitions": word(partitions), "events": word(events), "draining": word(draining),
         }),
     )
 }

@@ -1,9 +1,11 @@
 //! The event log, read so that nothing that commits late is skipped.
 
+use std::time::Duration;
+
 use super::{
     Store, StoreError, rows,
     rows::get,
-    statement::{FIND_EVENT_XID, LIST_EVENTS, READ_EVENT_HORIZON},
+    statement::{FIND_EVENT_STALL, FIND_EVENT_XID, LIST_EVENTS, READ_EVENT_HORIZON},
 };
 use crate::model::Event;
 
@@ -34,6 +36,15 @@ impl Store {
         let client = self.client().await?;
         let horizon: String = get(&READ_EVENT_HORIZON.one(&client, &[]).await?, "horizon");
         Ok(EventPlace { xid: horizon, event_id: -1 })
+    }
+
+    /// For how long the oldest event has been held back that is committed and may still be preceded; `None` when none is.
+    pub async fn event_stall(&self) -> Result<Option<Duration>, StoreError> {
+        let client = self.client().await?;
+        let horizon: String = get(&READ_EVENT_HORIZON.one(&client, &[]).await?, "horizon");
+        let row = FIND_EVENT_STALL.one(&client, &[&horizon]).await?;
+        let secs: Option<f64> = get(&row, "stalled_secs");
+        Ok(secs.map(|secs| Duration::from_secs_f64(secs.max(0.0))))
     }
 
     /// The next events, and the place after them.

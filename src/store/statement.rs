@@ -74,6 +74,7 @@ statements! {
     FIND_DEFINITIONS "find_definitions"
     FIND_DELIVERY "find_delivery"
     FIND_EVENT_OF "find_event_of"
+    FIND_EVENT_STALL "find_event_stall"
     FIND_EVENT_XID "find_event_xid"
     FIND_IDEMPOTENCY_KEY "find_idempotency_key"
     FIND_ISSUE_HASH "find_issue_hash"

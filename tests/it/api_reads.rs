@@ -160,6 +160,22 @@ async fn events_come_in_order_and_none_that_commits_late_is_skipped() {
     assert_eq!((&next[1]["type"], &next[1]["task_id"]), (&json!("created"), &json!(late)));
     after = next[1]["event_id"].as_i64().unwrap();
 
+    // A transaction that has written elsewhere before its event: its place is below that of those that end before it.
+    slow.batch_execute("create table public.mine (n int)").await.unwrap();
+    slow.batch_execute("begin; insert into public.mine values (1)").await.unwrap();
+    let late = node.create("late again", &[]).await;
+    assert_eq!(events(after, 500).await, Vec::<Value>::new(), "it may write an event yet");
+    let row = slow.query_one("select fleet.enqueue('by sql')::text", &[]).await.unwrap();
+    let by_sql: String = row.get(0);
+    slow.batch_execute("commit").await.unwrap();
+    let next = eventually("the horizon moves on again", async || {
+        let next = events(after, 500).await;
+        (next.len() == 2).then_some(next)
+    })
+    .await;
+    assert_eq!((&next[0]["task_id"], &next[1]["task_id"]), (&json!(by_sql), &json!(late)));
+    after = next[1]["event_id"].as_i64().unwrap();
+
     // One at a time, each once.
     for n in 0..7 {
         node.create(&format!("t{n}"), &[]).await;
@@ -177,13 +193,41 @@ async fn events_come_in_order_and_none_that_commits_late_is_skipped() {
 }
 
 #[tokio::test]
+async fn transactions_of_other_databases_hold_no_event_back_and_a_stall_is_told() {
+    let (db, other) = (Db::new().await, Db::new().await);
+    let node = Node::start(&db, "r1", "").await;
+    let elsewhere = other.connect().await;
+    elsewhere.batch_execute("begin; select pg_current_xact_id()").await.unwrap();
+    node.create("t", &[]).await;
+    let told = async || node.get("/api/v1/events").await.1["items"].as_array().unwrap().len();
+    eventually("the event is told", async || (told().await == 1).then_some(())).await;
+    let here = db.connect().await;
+    here.batch_execute("begin; select pg_current_xact_id()").await.unwrap();
+    node.create("held back", &[]).await;
+    eventually("the stall is told, and does not make the replica unready", async || {
+        let (status, ready) = node.get("/readyz").await;
+        assert_eq!(status, StatusCode::OK, "{ready}");
+        ready["events"].as_str()?.contains("held back for").then_some(())
+    })
+    .await;
+    assert_eq!(told().await, 1);
+    here.batch_execute("rollback").await.unwrap();
+    eventually("it is over", async || {
+        (told().await == 2 && node.get("/readyz").await.1["events"] == "ok").then_some(())
+    })
+    .await;
+    elsewhere.batch_execute("rollback").await.unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn health_readiness_and_version_need_no_credential() {
     let db = Db::new().await;
     let node = Node::start(&db, "r1", "[auth]\nmode = \"token\"\nadmin_token = \"s\"\n").await;
     let reply = reqwest::get(format!("{}/healthz", node.url)).await.unwrap();
     assert_eq!(reply.status(), StatusCode::OK);
     assert_eq!(reply.text().await.unwrap(), "ok");
-    let ok = json!({"database": "ok", "schema": "ok", "listener": "ok", "notifications": "ok", "partitions": "ok", "draining": "ok"});
+    let ok = json!({"database": "ok", "schema": "ok", "listener": "ok", "notifications": "ok", "partitions": "ok", "events": "ok", "draining": "ok"});
     eventually("the replica is ready and listens", async || {
         let (status, ready) = node.get("/readyz").await;
         (status == StatusCode::OK && ready == ok).then_some(())
