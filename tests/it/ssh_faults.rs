@@ -180,6 +180,34 @@ async fn a_run_goes_on_while_its_sshd_is_restarted() {
 }
 
 #[tokio::test]
+async fn a_run_that_ended_before_its_deadline_is_judged_by_its_exit_however_late_that_is_heard() {
+    let cli = "cat >/dev/null; echo one; until [ -e ~/away ]; do sleep 0.05; done; echo two";
+    let mut host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let node = host.node(&db, "a", "").await;
+    let id = create(&node, json!({"max_retries": 0})).await;
+    let path = format!("/api/v1/tasks/{id}/logs");
+    eventually("a line is stored", async || {
+        (node.get(&path).await.1["next_offset"] == 4).then_some(())
+    })
+    .await;
+    let task = node.task(&id).await;
+    host.sshd.stop();
+    host.touch("away");
+    eventually("the run has ended while nobody could hear", async || {
+        host.run_dir(&task["task_id"], 1).join("exit").exists().then_some(())
+    })
+    .await;
+    // Past the follower's grace, and before the reaper's.
+    db.execute("update fleet.tasks set deadline_at = now() - interval '25 s'").await;
+    node.until_host("h1", "offline").await;
+    host.sshd.start_again().await;
+    let task = node.until(&id, "completed").await;
+    assert_eq!(output(&node, &task).await, "one\ntwo\n");
+    end(db, [node]).await;
+}
+
+#[tokio::test]
 async fn a_cancelled_run_is_ended_with_its_group_and_its_last_words_are_not_kept() {
     let cli = "cat >/dev/null; trap 'echo too late; echo too late >~/late; exit 0' TERM
                sleep 1000 & echo $! >~/child; echo $$ >~/leader; echo one; wait";

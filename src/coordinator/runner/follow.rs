@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{attempt::Attempt, hosts, until_stored};
 use crate::{
-    execution::{Beat, End, ExitReason, Flow, Parser, RunState, WHOLE, follow},
+    execution::{Beat, End, ExitReason, Flow, Parser, RunState, WHOLE, follow, read},
     store::{Outcome, StoreError},
 };
 
@@ -47,6 +47,8 @@ struct Watch {
     done_at: Option<Instant>,
     stop: Option<Stop>,
     away: bool,
+    /// It has ended by itself, though this was heard only after its deadline.
+    in_time: bool,
 }
 
 impl Attempt {
@@ -54,7 +56,7 @@ impl Attempt {
     /// the parser.
     pub(super) async fn follow_to_the_end(&self, stored: i64) -> Result<(), StoreError> {
         let stored = u64::try_from(stored).unwrap_or(0);
-        let offset = stored.min(WHOLE);
+        let mut offset = stored.min(WHOLE);
         let mut parser = Parser::new(self.output);
         self.feed_stored(&mut parser, offset).await?;
         let watch = Mutex::new(Watch {
@@ -66,26 +68,44 @@ impl Attempt {
             done_at: None,
             stop: None,
             away: false,
+            in_time: false,
         });
-        let followed =
-            follow(self.executor.as_ref(), &self.run, offset, |beat| self.on_beat(beat, &watch))
-                .await?;
-        let Watch { parser, stop, .. } = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match followed.end {
-            End::Final(state) => self.settle_final(state, parser).await,
-            End::Stopped => match stop {
-                None | Some(Stop::Shutdown) => Ok(()),
-                Some(Stop::LeaseGone) => self.lease_is_gone().await,
+        loop {
+            let followed = follow(self.executor.as_ref(), &self.run, offset, |beat| {
+                self.on_beat(beat, &watch)
+            })
+            .await?;
+            offset = followed.offset;
+            let parser = |watch: Mutex<Watch>| {
+                watch.into_inner().unwrap_or_else(PoisonError::into_inner).parser
+            };
+            let stop = match followed.end {
+                End::Final(state) => return self.settle_final(state, parser(watch)).await,
+                End::Stopped => lock(&watch).stop.take(),
+            };
+            match stop {
+                None | Some(Stop::Shutdown) => return Ok(()),
+                Some(Stop::LeaseGone) => return self.lease_is_gone().await,
                 // What could not be ended is not settled either: it would run beside the next attempt. It stays in our
                 // name, is looked at again, and is the reaper's when that takes too long.
-                Some(Stop::Overdue | Stop::Lingers) if !self.end_on_host().await => Ok(()),
+                Some(Stop::Overdue | Stop::Lingers) if !self.end_on_host().await => return Ok(()),
+                // Nobody could hear it when it ended. Its last words count.
+                Some(Stop::Overdue) if self.ended_by_itself().await => lock(&watch).in_time = true,
                 Some(Stop::Overdue) => {
                     let reason = "its deadline passed".to_owned();
-                    self.settle(Outcome::TimedOut, Some(reason), None, None).await
+                    return self.settle(Outcome::TimedOut, Some(reason), None, None).await;
                 }
-                Some(Stop::Lingers) => self.settle_exit(parser, None, ExitReason::Exited).await,
-            },
+                Some(Stop::Lingers) => {
+                    return self.settle_exit(parser(watch), None, ExitReason::Exited).await;
+                }
+            }
         }
+    }
+
+    /// True when its host says that it has ended, and was not ended.
+    async fn ended_by_itself(&self) -> bool {
+        let found = read(self.executor.as_ref(), &self.run, 0, 1).await.map(|chunk| chunk.state);
+        matches!(found, Ok(RunState::Exited { reason: ExitReason::Exited, .. }))
     }
 
     async fn settle_final(&self, state: RunState, parser: Parser) -> Result<(), StoreError> {
@@ -219,7 +239,8 @@ impl Attempt {
             let Some(state) = state.filter(|s| s.is_held_by(&self.held)) else {
                 return Ok(Some(Stop::LeaseGone));
             };
-            overdue = state.overdue_secs.is_some_and(|secs| secs > DEADLINE_GRACE_SECS);
+            overdue = state.overdue_secs.is_some_and(|secs| secs > DEADLINE_GRACE_SECS)
+                && !lock(watch).in_time;
         }
         // After the lease: a run that was just called off is nobody's to come back for.
         if self.replica.shutdown.is_triggered() {
