@@ -97,13 +97,16 @@ impl Store {
         waiters: &[Waiter],
         in_full: bool,
     ) -> Result<PullClaims, StoreError> {
-        retry!(self.claim_once(waiters, in_full).await)
+        let mut unheard = false;
+        retry!(self.claim_once(waiters, in_full, &mut unheard).await)
     }
 
+    /// `unheard` is true once the commit of an earlier try was not heard of: any of them may have something already.
     async fn claim_once(
         &self,
         waiters: &[Waiter],
         in_full: bool,
+        unheard: &mut bool,
     ) -> Result<PullClaims, StoreError> {
         let client = self.client().await?;
         let asking = self.asking(&client, waiters).await?;
@@ -128,17 +131,16 @@ impl Store {
             .iter()
             .enumerate()
             .filter(|(place, waiter)| {
-                fed.contains(place) || waiter.repeatable || asking.waiters[*place].is_none()
+                let may_have = waiter.repeatable || *unheard;
+                fed.contains(place) || may_have || asking.waiters[*place].is_none()
             })
             .map(|(place, waiter)| (place, waiter.clone()))
             .unzip();
         if chosen.is_empty() {
             return Ok(PullClaims { shortfall: blind || passed_over, ..PullClaims::default() });
         }
-        let mut claims = self
-            .work_once(&[], Duration::ZERO, &chosen, Some(candidates), &mut false)
-            .await?
-            .claims;
+        let mut claims =
+            self.work_once(&[], Duration::ZERO, &chosen, Some(candidates), unheard).await?.claims;
         for claim in &mut claims.claimed {
             claim.0 = places[claim.0];
         }

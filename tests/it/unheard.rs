@@ -111,6 +111,21 @@ fn named(keys: &[&str], body: &str) -> NewRequest {
 }
 
 #[tokio::test]
+async fn a_claim_that_went_through_is_told_though_nothing_else_is_ready() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    create(&line.store, task(&[], Mode::HttpPull), 1).await;
+    let session = agent(&line.store, "a", &[], 2).await;
+    line.arm();
+    // Without a name that the agent gave its request.
+    let claims = line.store.claim_for_agents(&[Waiter::one(session)], true).await.unwrap();
+    assert!(line.was_cut());
+    assert_eq!(claims.claimed.iter().map(|(_, _, lease)| lease.0).collect::<Vec<_>>(), [1]);
+    assert_eq!(db.count("select count(*) from fleet.task_events where type = 'claimed'").await, 1);
+    db.check_history().await;
+}
+
+#[tokio::test]
 async fn a_claim_that_another_replica_told_again_is_not_undone() {
     let db = Db::new().await;
     let (one, two) = (db.store(), db.store());
