@@ -26,6 +26,12 @@ use crate::{
 const LEASED: i64 = 20;
 /// How long a run may go on after the last task was created: hosts have few slots, and a queue by then.
 const LAST_WAIT: Duration = Duration::from_secs(180);
+/// The pull agents keep up.
+const NONE_WAITS: &str = "
+select 1
+ where not exists (select 1 from fleet.tasks t join fleet.lanes l on l.lane_id = t.lane_id
+                    where t.status in ('created', 'scheduled') and l.capabilities = '{agent:pull}'
+                      and t.created_at < now() - interval '1 s')";
 /// Mean length of a run, in seconds.
 const MEAN: f64 = 2.55;
 
@@ -83,6 +89,10 @@ async fn one_fault(
 ) -> anyhow::Result<()> {
     let sql = "select 1 from fleet.tasks where holder is not null having count(*) >= $1";
     stage.watch.until("enough tasks are leased", sql, &[&LEASED]).await?;
+    if fault == Fault::CutListeners {
+        // Else what waits for a slot, after the fault before, would count as waiting for a listener.
+        stage.watch.until("no agent's task waits for a slot", NONE_WAITS, &[]).await?;
+    }
     let leased = Leased::now(&mut stage.watch).await;
     let (blow, aftermath) = fault.inflict(stage, random).await?;
     let mut took = leased.recovered(&mut stage.watch, &blow).await;
