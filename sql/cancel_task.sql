@@ -3,7 +3,15 @@
 -- Index:   tasks_pkey; runs_pkey.
 -- $1 uuid: task; $2 text: actor; $3 text: reason.
 with cur as materialized (
-  select task_id, status, lease, holder, host_agent_id, attempt from fleet.tasks where task_id = $1 for update
+  select t.task_id, t.status, t.lease, t.holder, t.host_agent_id, t.attempt,
+         -- what the trace of a traced task is told of this attempt
+         case when t.holder is not null and t.traceparent is not null then jsonb_build_object(
+           'traceparent', t.traceparent, 'agent_id', t.assigned_agent_id, 'host', t.assigned_host,
+           'claimed_secs', extract(epoch from clock_timestamp() - t.assigned_at),
+           'started_secs', extract(epoch from clock_timestamp() - t.started_at)) end as trace
+    from fleet.tasks t
+   where t.task_id = $1
+     for update
 ),
 cancelled as (
   update fleet.tasks t
@@ -32,5 +40,5 @@ event as (
     from cur join cancelled using (task_id)
 )
 select cur.status, cur.lease, cur.holder, c.task_id is not null as applied,
-       pg_current_xact_id()::text as xid
+       pg_current_xact_id()::text as xid, cur.trace
   from cur left join cancelled c on true

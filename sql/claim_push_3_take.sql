@@ -26,7 +26,7 @@ claimed as (
          deadline_at = now() + make_interval(secs => t.timeout_secs), last_activity_at = now()
     from own o
    where t.task_id = o.task_id
-  returning t.task_id, t.lease, t.attempt, o.host_agent_id, o.host, o.status as from_status
+  returning t.task_id, t.lease, t.attempt, o.host_agent_id, o.host, o.status as from_status, t.traceparent
 ),
 event as (
   insert into fleet.task_events (task_id, type, from_status, to_status, actor, lease, attempt, detail)
@@ -34,4 +34,4 @@ event as (
          jsonb_build_object('execution_mode', 'ssh_cli', 'host', host)
     from claimed
 )
-select task_id, host_agent_id, lease, attempt, from_status, host from claimed
+select task_id, host_agent_id, lease, attempt, from_status, host, traceparent from claimed

@@ -24,7 +24,12 @@ cur as materialized (
                   and (t.status = 'running' or t.status = 'assigned' and t.last_activity_at > t.assigned_at)) as held,
          t.status, t.attempt, t.retry_count, t.refund_count, t.max_retries, t.pinned_to, t.source,
          -- at most five refunds; after that giving back counts as losing
-         case when i.outcome = 'released' and t.refund_count >= 5 then 'lost' else i.outcome end as outcome
+         case when i.outcome = 'released' and t.refund_count >= 5 then 'lost' else i.outcome end as outcome,
+         -- what the trace of a traced task is told of this attempt
+         case when t.traceparent is not null then jsonb_build_object(
+           'traceparent', t.traceparent, 'agent_id', t.assigned_agent_id, 'host', t.assigned_host,
+           'claimed_secs', extract(epoch from clock_timestamp() - t.assigned_at),
+           'started_secs', extract(epoch from clock_timestamp() - t.started_at)) end as trace
     from input i
     join fleet.tasks t on t.task_id = i.task_id
    order by t.task_id
@@ -98,11 +103,12 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('reason', reason, 'receipt', receipt ->> 'status'))
     from verdict
 )
-select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source,
+select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source, c.trace,
        t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pinned_to, t.lease, t.attempt,
        t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
        t.assigned_agent_id, t.assigned_host, null::timestamptz as lease_expires_at,
        t.created_at, t.assigned_at, t.started_at, t.completed_at, t.last_activity_at, t.pr_url, t.pr_title, t.error,
+       t.traceparent,
        s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
        v.receipt ->> 'summary' as summary, v.receipt -> 'usage' as usage,
        null::text as waiting_reason,

@@ -4,23 +4,25 @@
 --          that of their seq.
 -- Index:   tasks_key; lanes_capabilities_key.
 -- $1 jsonb: array of {task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at?, title, body, labels,
---           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?, actor}.
+--           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?, actor,
+--           traceparent?}.
 with input as materialized (
   select i.*
     from rows from (jsonb_to_recordset($1::jsonb) as (
            task_id uuid, key text, source text, priority smallint, execution_mode text, max_retries integer, timeout_secs integer,
            run_at timestamptz, title text, body text, labels text[], capabilities text[], repo jsonb, issue_url text,
-           request_hash text, issue_version bigint, issue_open boolean, actor text)) with ordinality
+           request_hash text, issue_version bigint, issue_open boolean, actor text,
+           traceparent text)) with ordinality
       as i(task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at, title, body, labels, capabilities,
-           repo, issue_url, request_hash, issue_version, issue_open, actor, ord)
+           repo, issue_url, request_hash, issue_version, issue_open, actor, traceparent, ord)
 ),
 task as (
   insert into fleet.tasks (task_id, key, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
-                           timeout_secs, run_at, issue_version, issue_open)
+                           timeout_secs, run_at, issue_version, issue_open, traceparent)
   select i.task_id, i.key, i.source, l.lane_id, i.priority,
          case when i.run_at > now() then 'scheduled' else 'created' end,
          i.execution_mode, i.execution_mode, i.max_retries, i.timeout_secs,
-         case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open
+         case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open, i.traceparent
     from input i
     left join fleet.lanes l on l.capabilities = i.capabilities and l.retired_xid is null
    order by nullif(i.key, i.task_id::text), i.ord

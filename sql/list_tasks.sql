@@ -11,6 +11,7 @@ select t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pin
             then t.pinned_to else t.assigned_host end as assigned_host,
        h.last_heartbeat_at + h.ttl as lease_expires_at,
        t.created_at, t.assigned_at, t.started_at, t.completed_at, t.last_activity_at, t.pr_url, t.pr_title, t.error,
+       t.traceparent,
        s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
        r.body ->> 'summary' as summary, r.body -> 'usage' as usage,
        fleet.waiting_reason(t.status, t.execution_mode, t.holder, s.capabilities, t.lane_id) as waiting_reason

@@ -18,14 +18,14 @@ taken as (
      set lease = t.lease + 1, holder = $2
     from orphan
    where t.task_id = orphan.task_id
-  returning t.task_id, t.lease, t.attempt, t.host_agent_id
+  returning t.task_id, t.lease, t.attempt, t.host_agent_id, t.assigned_host, t.traceparent
 ),
 event as (
   insert into fleet.task_events (task_id, type, actor, lease, attempt)
   select task_id, 'taken_over', $3::text, lease, attempt from taken
 )
 select taken.task_id, taken.lease, taken.attempt, taken.host_agent_id, r.run_lease, r.output, r.work_dir, r.timeout_secs, r.next_offset,
-       r.started_at is not null as started
+       r.started_at is not null as started, taken.assigned_host as host, taken.traceparent
   from taken
   left join lateral (
     select * from fleet.runs r

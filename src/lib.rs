@@ -18,7 +18,7 @@
 //! | [`web`] | pages for people, as HTML |
 //! | [`cli`] | one subcommand a file |
 //!
-//! `metrics` and [`telemetry`] stand beside these: everybody may count, time and log.
+//! `metrics`, [`telemetry`] and [`traces`] stand beside these: everybody may count, time, log and trace.
 
 pub mod api;
 pub mod cli;
@@ -32,4 +32,5 @@ pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 pub mod web;

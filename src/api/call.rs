@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::{AuthMode, Secret},
     coordinator::Replica,
-    model::{Actor, AgentId, SessionId, TaskRef},
+    model::{Actor, AgentId, SessionId, TaskRef, Traceparent},
     store::{AgentSession, TokenOwner},
 };
 
@@ -229,6 +229,13 @@ impl Call {
     /// `?limit`: 50 unless given, at most 500.
     pub(super) fn limit(&self) -> Result<i64, ApiError> {
         Ok(self.query_number("limit", 1..=500)?.unwrap_or(50))
+    }
+
+    /// The trace that the caller is in. One that is malformed, or given twice, is as none.
+    pub(super) fn traceparent(&self) -> Option<Traceparent> {
+        let mut given = self.headers.get_all("traceparent").iter();
+        let (one, another) = (given.next()?, given.next());
+        if another.is_some() { None } else { one.to_str().ok()?.trim().parse().ok() }
     }
 
     fn header(&self, name: &str) -> Option<&str> {

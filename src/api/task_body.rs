@@ -135,6 +135,7 @@ impl TaskBody {
             issue_url: self.issue_url,
             issue_version: None,
             issue_open: None,
+            traceparent: None,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Tasks: created, listed, shown; and what an operator does to them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,7 +18,8 @@ use super::{
 use crate::{
     coordinator::{self, Replica},
     model::{Event, ExecutionMode, Task, TaskId, TaskRef, check_text},
-    store::{Created, NewRequest, NewTask, OperatorRefusal, TargetKind, TaskFilter},
+    store::{Created, Creation, NewRequest, NewTask, OperatorRefusal, TargetKind, TaskFilter},
+    traces::{Kind, Span},
 };
 
 /// Tasks in one array.
@@ -75,7 +76,7 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
 async fn create(call: Call) -> Answer {
     let actor = call.operator().await?;
     let config = &call.replica.config;
-    let (tasks, many) = match call.json_value()? {
+    let (mut tasks, many) = match call.json_value()? {
         Value::Array(items) => {
             if items.is_empty() || items.len() > MAX_ARRAY {
                 return Err(ApiError::bad_request(format!(
@@ -98,8 +99,12 @@ async fn create(call: Call) -> Answer {
     };
     refuse_repeated_keys(&tasks)?;
     let idempotency_key = idempotency_key(&call)?;
+    let mut spans = begin_spans(&call, &mut tasks);
     let request = NewRequest { tasks, idempotency_key, actor };
-    let created = coordinator::create(&call.replica, request).await?;
+    let created = coordinator::create(&call.replica, request)
+        .await
+        .inspect_err(|_| spans.iter_mut().for_each(Span::fail))?;
+    end_spans(spans, &created);
     let status = match created.outcome {
         Created::New(_) => StatusCode::CREATED,
         Created::Repeated(_) => StatusCode::OK,
@@ -113,6 +118,32 @@ async fn create(call: Call) -> Answer {
     match tasks.as_slice() {
         [one] if !many => with_status(status, one),
         all => with_status(status, &all),
+    }
+}
+
+/// Each task has a span that makes it, in the caller's trace or a new one, and what follows is to be a child of that.
+fn begin_spans(call: &Call, tasks: &mut [NewTask]) -> Vec<Span> {
+    let (caller, now) = (call.traceparent(), SystemTime::now());
+    let begin = |task: &mut NewTask| {
+        let span = Span::begin("create", Kind::Request, caller, now);
+        task.traceparent = span.traceparent();
+        span
+    };
+    tasks.iter_mut().map(begin).collect()
+}
+
+fn end_spans(mut spans: Vec<Span>, created: &Creation) {
+    let outcome = match created.outcome {
+        Created::New(_) => "created",
+        Created::Repeated(_) => "repeated",
+        Created::Conflict { .. } => "conflict",
+    };
+    for span in &mut spans {
+        span.set("task.outcome", outcome);
+    }
+    for (span, task) in spans.iter_mut().zip(&created.tasks) {
+        span.set("task.id", task.task_id);
+        span.set("task.key", &task.key);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Deliveries of the forge: verified over the raw bytes, parsed, taken once, answered after the commit.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use serde_json::json;
 use warp::{Filter, filters::BoxedFilter, http::StatusCode, reply::Response};
@@ -22,6 +22,7 @@ use crate::{
     model::IssueState,
     store::{DeliveryResult, IssueDefaults, IssueDelivery},
     telemetry::error_chain,
+    traces::{Kind, Span},
 };
 
 /// `/api/v1/webhooks/forgejo`
@@ -73,11 +74,20 @@ async fn take(call: Call) -> Answer {
         key: issue.key(),
         state: IssueState::from(*issue),
     };
+    let mut span = Span::begin("webhook", Kind::Request, call.traceparent(), SystemTime::now());
     let defaults = IssueDefaults {
         timeout_secs: i32::try_from(config.tasks.timeout.as_secs()).unwrap_or(i32::MAX),
         max_retries: i32::try_from(config.tasks.max_retries).unwrap_or(i32::MAX),
+        traceparent: span.traceparent(),
     };
-    let outcome = call.replica.store.take_issue(&taken, defaults).await?;
+    let taking = call.replica.store.take_issue(&taken, defaults).await;
+    let outcome = taking.inspect_err(|_| span.fail())?;
+    span.set("task.key", &taken.key);
+    span.set("task.outcome", outcome.result.as_str());
+    if let Some(task_id) = outcome.task_id {
+        span.set("task.id", task_id);
+    }
+    span.end();
     crate::metrics::delivery(outcome.result.as_str());
     if outcome.wakes {
         call.replica.wake_ready();

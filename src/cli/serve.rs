@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     coordinator::{Replica, make_executor},
     shutdown::{self, Shutdown, Signal},
-    telemetry,
+    telemetry, traces,
 };
 
 /// Requests that are under way when it stops have so long to end.
@@ -80,6 +80,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: Shutdown) -> Outcome {
     let listener = api::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen} (server.listen)"))?;
+    traces::init(&config.server.replica_id).map_err(|error| Failure::Usage(error.into()))?;
     let replica = Replica::start(config, migrate, &make_executor, shutdown).await?;
     tracing::info!(
         replica.id = replica.config.server.replica_id,
@@ -89,6 +90,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: Shutdown) -> Outcome {
     );
     api::serve(std::sync::Arc::clone(&replica), listener, REQUEST_LIMIT).await;
     replica.stop(LOOP_LIMIT).await;
+    traces::finish().await;
     tracing::info!(replica.id = replica.config.server.replica_id, "stopped");
     Ok(())
 }

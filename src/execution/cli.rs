@@ -32,8 +32,9 @@ pub fn built_in() -> BTreeMap<String, Cli> {
     ])
 }
 
-/// The environment of a run: the CLI's own, then what says which task it is. A value that the task lacks is empty. Line
-/// breaks, which no variable can carry to a host, become spaces.
+/// The environment of a run: the CLI's own, then what says which task it is.
+///
+/// A value that the task lacks is empty, but for `TRACEPARENT`, which only a task with a trace has. Line breaks, which no variable can carry to a host, become spaces.
 pub fn task_environment(cli: &Cli, task: &Task) -> Vec<(String, Secret)> {
     let repo = task.repo.as_ref();
     let clone_url = repo.and_then(|repo| repo.clone_url.clone());
@@ -51,7 +52,9 @@ pub fn task_environment(cli: &Cli, task: &Task) -> Vec<(String, Secret)> {
         let value = value.replace(['\n', '\r', '\0'], " ");
         (format!("AGENT_FLEET_{name}"), Secret::new(value))
     });
-    own.chain(facts).collect()
+    let trace =
+        task.traceparent.map(|trace| ("TRACEPARENT".to_owned(), Secret::new(trace.to_string())));
+    own.chain(facts).chain(trace).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod issue;
 mod receipt;
 mod task;
 mod text;
+mod traceparent;
 mod transition;
 
 pub use agent::{Agent, AgentStatus, Host, HostAgent, HostAgentId, HostCheck, HostStatus};
@@ -23,4 +24,5 @@ pub use task::{
     ExecutionMode, Note, Priority, Repo, Source, Status, Task, TaskSpec, UnknownWord, branch_name,
 };
 pub use text::{InvalidText, check_text, clean_text};
+pub use traceparent::{InvalidTraceparent, Traceparent};
 pub use transition::{TRANSITIONS, may};

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, TaskId, Usage};
+use super::{Lease, TaskId, Traceparent, Usage};
 
 /// A word that is none of the known ones.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -241,6 +241,8 @@ pub struct Task {
     pub summary: Option<String>,
     pub usage: Option<Usage>,
     pub notes: Vec<Note>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traceparent: Option<Traceparent>,
     pub created_at: Timestamp,
     pub assigned_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,

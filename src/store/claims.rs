@@ -19,6 +19,7 @@ use super::{
         CLAIM_PUSH_1_LOCK, CLAIM_PUSH_2_COUNT, CLAIM_PUSH_2_PINNED, CLAIM_PUSH_2_READY,
         CLAIM_PUSH_3_TAKE, Params,
     },
+    traced::Traced,
 };
 use crate::model::{
     Actor, CapabilitySet, EventType, HostAgentId, Lease, SessionId, Status, TaskId,
@@ -102,6 +103,7 @@ impl Store {
         actor: &Actor,
     ) -> Result<(Vec<PushClaim>, bool), StoreError> {
         let mut client = self.client().await?;
+        let mut journal = Journal::default();
         let tx = begin(&mut client).await?;
         let ids: Vec<i64> = reachable.iter().map(|id| id.0).collect();
         let locked = CLAIM_PUSH_1_LOCK.rows(&tx, &[&ids, &session.0]).await?;
@@ -126,7 +128,6 @@ impl Store {
         // Tasks that this claim has, or lost to others.
         let mut gone: HashSet<Uuid> = HashSet::new();
         let mut shortfall = false;
-        let mut journal = Journal::default();
         for round in 0..ROUNDS {
             let depth = depth(wanted, gone.len(), round);
             let (p1, p2, p3): (Params<'_>, Params<'_>, Params<'_>) =
@@ -204,6 +205,7 @@ pub(super) fn claimed_line(row: &Row, actor: String) -> Line {
         lease: Lease(get(row, "lease")),
         attempt: Some(get(row, "attempt")),
         actor,
+        traced: Traced::claim(row),
         ..Line::default()
     }
 }

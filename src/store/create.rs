@@ -19,7 +19,9 @@ use super::{
     },
     tasks::show,
 };
-use crate::model::{Actor, EventType, ExecutionMode, Priority, Repo, Source, Task, TaskId};
+use crate::model::{
+    Actor, EventType, ExecutionMode, Priority, Repo, Source, Task, TaskId, Traceparent,
+};
 
 /// How often a batch is tried while others make the same tasks.
 const TRIES: usize = 3;
@@ -47,6 +49,9 @@ pub struct NewTask {
     /// For a task of the forge: the version of its issue, and that it is open.
     pub issue_version: Option<i64>,
     pub issue_open: Option<bool>,
+    /// Stands in [`Identified`]: the same request in another trace is the same request.
+    #[serde(skip)]
+    pub traceparent: Option<Traceparent>,
 }
 
 fn rank<S: serde::Serializer>(priority: &Priority, s: S) -> Result<S::Ok, S::Error> {
@@ -123,6 +128,8 @@ pub(super) struct Identified<'a> {
     key: String,
     request_hash: String,
     actor: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<Traceparent>,
     #[serde(flatten)]
     task: &'a NewTask,
 }
@@ -135,6 +142,7 @@ impl<'a> Identified<'a> {
             key: task.key.clone().unwrap_or_else(|| task_id.to_string()),
             request_hash: hex::encode(task.request_hash()),
             actor: actor.to_string(),
+            traceparent: task.traceparent,
             task,
         }
     }

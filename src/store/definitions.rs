@@ -46,7 +46,8 @@ macro_rules! built {
 built! {
     "assign_task" "uuid, text, text, double precision, text"
         "table (status text, lease bigint, holder uuid, applied boolean, xid text)"
-    "cancel_task" "uuid, text, text" "table (status text, lease bigint, holder uuid, applied boolean, xid text)"
+    "cancel_task" "uuid, text, text"
+        "table (status text, lease bigint, holder uuid, applied boolean, xid text, trace jsonb)"
     "delete_old_deliveries" "double precision, integer" "table (deleted bigint)"
     "delete_old_keys" "double precision, integer" "table (deleted bigint)"
     "find_target" "text, uuid" "table (kind text, capable boolean)"

@@ -15,10 +15,11 @@ use super::{
         LOCK_ISSUE_TASK, READ_ISSUE, RETRY_TASK, SET_DELIVERY_RESULT, SET_ISSUE_APPLIED,
         UPDATE_SPEC, UPSERT_ISSUE,
     },
+    traced::Traced,
 };
 use crate::model::{
     Actor, Change, Decision, EventType, ExecutionMode, IssueState, Lease, Priority, Source, Status,
-    TaskId, TaskView, decide, words,
+    TaskId, TaskView, Traceparent, decide, words,
 };
 
 words! {
@@ -65,13 +66,16 @@ pub struct IssueOutcome {
     pub wakes: bool,
 }
 
-/// Time limit and retries of a task of the forge, from the configuration of the replica that heard of it.
+/// What an issue does not say of its task: time limit and retries are from the configuration of the replica that heard of
+/// it.
 #[derive(Debug, Clone, Copy)]
 pub struct IssueDefaults {
     /// Seconds.
     pub timeout_secs: i32,
     /// Retries.
     pub max_retries: i32,
+    /// The trace of the delivery.
+    pub traceparent: Option<Traceparent>,
 }
 
 impl Store {
@@ -246,6 +250,9 @@ async fn apply_or_create<C: GenericClient>(
                     journal.note(|| Line {
                         from: Some(get(row, "status")),
                         lease: Lease(get(row, "lease")),
+                        traced: (event == EventType::Cancelled)
+                            .then(|| Traced::attempt(row, false))
+                            .flatten(),
                         ..line(event, Some(to))
                     });
                 }
@@ -310,6 +317,7 @@ async fn create_task<C: GenericClient>(
         issue_url: issue.issue_url.clone(),
         issue_version: Some(issue_version),
         issue_open: Some(issue.open),
+        traceparent: defaults.traceparent,
     };
     let actor = Actor::Forge(issue.sender.clone());
     let id = create::make_ids(client, 1)

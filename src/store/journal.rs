@@ -1,13 +1,18 @@
 //! One log line for each event of a task that this process has committed. What a transaction does is noted while it runs
 //! and written when its commit is known: never before, and not at all when it ends without one. A commit that was not
-//! heard of leaves no line; `fleet.task_events` has it.
+//! heard of leaves no line; `fleet.task_events` has it. What a line says, the task's trace is told, too.
+
+use std::time::SystemTime;
 
 use tokio_postgres::Row;
 use tracing::Level;
 use uuid::Uuid;
 
-use super::rows::get;
-use crate::model::{EventType, Lease, Status};
+use super::{rows::get, traced::Traced};
+use crate::{
+    model::{EventType, Lease, Status},
+    traces,
+};
 
 /// By which a filter names these lines.
 pub(super) const TARGET: &str = "agent_fleet::task";
@@ -29,17 +34,39 @@ pub(super) struct Line {
     pub(super) actor: String,
     /// `host_id/agent_type` of who takes it, where that is not the actor.
     pub(super) host: Option<String>,
+    /// Where the task has a trace, and somebody records it.
+    pub(super) traced: Option<Traced>,
+}
+
+impl Line {
+    pub(super) fn agent(&self) -> Option<&str> {
+        self.actor.strip_prefix("agent:")
+    }
+
+    pub(super) fn host(&self) -> Option<&str> {
+        self.host.as_deref().or_else(|| self.actor.strip_prefix("host:"))
+    }
 }
 
 /// The lines of one transaction.
-#[derive(Debug, Default)]
-pub(super) struct Journal(Vec<Line>);
+#[derive(Debug)]
+pub(super) struct Journal {
+    lines: Vec<Line>,
+    /// When the transaction did.
+    begun: SystemTime,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { lines: Vec::new(), begun: SystemTime::now() }
+    }
+}
 
 impl Journal {
-    /// Notes a line; costs nothing when these lines are off.
+    /// Notes a line; costs nothing when these lines and traces are off.
     pub(super) fn note(&mut self, line: impl FnOnce() -> Line) {
-        if tracing::enabled!(target: TARGET, Level::INFO) {
-            self.0.push(line());
+        if tracing::enabled!(target: TARGET, Level::INFO) || traces::are_on() {
+            self.lines.push(line());
         }
     }
 
@@ -68,15 +95,17 @@ impl Journal {
 
     /// The transaction is committed.
     pub(super) fn write(self) {
-        for line in self.0 {
-            let agent = line.actor.strip_prefix("agent:");
-            let host = line.host.as_deref().or_else(|| line.actor.strip_prefix("host:"));
+        for line in self.lines {
+            if let Some(traced) = &line.traced {
+                traced.record(&line, self.begun);
+            }
+            let (agent, host) = (line.agent(), line.host());
             tracing::event!(
                 target: TARGET,
                 Level::INFO,
                 {
                     task.id = %line.task_id,
-                    task.key = line.key,
+                    task.key = line.key.as_deref(),
                     task.event = line.event,
                     task.from = line.from,
                     task.status = line.status,

@@ -14,6 +14,7 @@ use super::{
         CHECK_LEASE, END_LEASES, FIND_LEASE_END, FIND_RECEIPT, GET_TASKS, LIST_EXPIRED_LEASES,
         LIST_LOST_LEASES, LIST_PENDING_ISSUES, LIST_SESSION_LEASES, Params, START_TASK,
     },
+    traced::Traced,
 };
 use crate::model::{
     Actor, EventType, ExecutionMode, Lease, Receipt, SessionId, Status, Task, TaskId,
@@ -242,6 +243,7 @@ impl<'a> Ending<'a> {
                     lease: end.held.lease,
                     attempt: Some(get(row, "attempt")),
                     actor: end.actor.to_string(),
+                    traced: Traced::attempt(row, end.receipt.is_some()),
                     ..Line::default()
                 });
             }
@@ -298,9 +300,9 @@ impl Store {
     ) -> Result<Vec<Ended>, StoreError> {
         let ending = Ending::new(ends, backoff);
         let mut client = self.client().await?;
+        let mut journal = Journal::default();
         let tx = begin(&mut client).await?;
         let rows = ending.rows(&tx).await?;
-        let mut journal = Journal::default();
         let ended = ending.outcomes(&tx, &rows, *unheard, &mut journal).await?;
         *unheard = true;
         commit(tx).await?;

@@ -36,6 +36,7 @@ mod servers;
 mod sessions;
 mod statement;
 mod tasks;
+mod traced;
 mod work;
 
 pub(crate) use agents::token_digest;

@@ -9,6 +9,7 @@ use super::{
     statement::{
         ASSIGN_TASK, CANCEL_TASK, FIND_EVENT_OF, FIND_TARGET, Params, RETRY_TASK, Statement,
     },
+    traced::Traced,
 };
 use crate::model::{Actor, EventType, ExecutionMode, Lease, Status, TaskId, words};
 
@@ -139,6 +140,10 @@ impl Store {
                 status: Some(done.1.to_string()),
                 lease: Lease(get(&row, "lease")),
                 actor: actor.to_string(),
+                // Only the end of an attempt says anything to its trace.
+                traced: (done.0 == EventType::Cancelled)
+                    .then(|| Traced::attempt(&row, false))
+                    .flatten(),
                 ..Line::default()
             });
             commit(tx).await?;

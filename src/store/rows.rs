@@ -41,7 +41,7 @@ fn from_json<T: serde::de::DeserializeOwned>(
 }
 
 /// The columns of a task, in the order of every statement that shows some; `body` only where there is one.
-const TASK: [&str; 36] = [
+const TASK: [&str; 37] = [
     "task_id",
     "key",
     "source",
@@ -68,6 +68,7 @@ const TASK: [&str; 36] = [
     "pr_url",
     "pr_title",
     "error",
+    "traceparent",
     "title",
     "labels",
     "capabilities",
@@ -106,7 +107,7 @@ const fn is_same(one: &[u8], other: &[u8]) -> bool {
 
 /// A row of a statement that shows tasks: the first columns of the row, or those from `begin` on.
 pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
-    /// A column as it is, as a word of the model, or as JSON.
+    /// A column as it is, as a word of the model that is or may be there, or as JSON.
     macro_rules! column {
         ($name:literal) => {
             row.get(begin + const { at($name) })
@@ -115,6 +116,11 @@ pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
             let text: &str = column!($name);
             let unknown = || StoreError::Unknown { what: format!("{} `{text}`", $name) };
             text.parse().map_err(|_| unknown())?
+        }};
+        (optional word $name:literal) => {{
+            let text: Option<&str> = column!($name);
+            let unknown = || StoreError::Unknown { what: format!("{} `{text:?}`", $name) };
+            text.map(str::parse).transpose().map_err(|_| unknown())?
         }};
         (json $name:literal) => {
             from_json(column!($name), $name)?
@@ -157,6 +163,7 @@ pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
         summary: column!("summary"),
         usage: column!(json "usage"),
         notes: column!(json "notes").unwrap_or_default(),
+        traceparent: column!(optional word "traceparent"),
         created_at: column!("created_at"),
         assigned_at: column!("assigned_at"),
         started_at: column!("started_at"),

@@ -5,12 +5,13 @@ use uuid::Uuid;
 
 use super::{
     HeldLease, Store, StoreError,
-    journal::Journal,
+    journal::{Journal, Line},
     rows::{get, word},
     statement::{
         APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, LIST_OWN_RUNS, MARK_RUN_STARTED,
         TAKE_OVER_RUNS,
     },
+    traced::Traced,
 };
 use crate::{
     config::OutputFormat,
@@ -136,9 +137,19 @@ impl Store {
         let ids: Vec<i64> = reachable.iter().map(|id| id.0).collect();
         let actor = actor.to_string();
         let params: super::statement::Params<'_> = &[&ids, &session.0, &actor, &BATCH];
-        let rows = TAKE_OVER_RUNS.rows(&client, params).await?;
         let mut journal = Journal::default();
-        journal.note_rows(&rows, EventType::TakenOver, None, &actor);
+        let rows = TAKE_OVER_RUNS.rows(&client, params).await?;
+        for row in &rows {
+            journal.note(|| Line {
+                task_id: get(row, "task_id"),
+                event: EventType::TakenOver.to_string(),
+                lease: Lease(get(row, "lease")),
+                attempt: Some(get(row, "attempt")),
+                actor: actor.clone(),
+                traced: Traced::claim(row),
+                ..Line::default()
+            });
+        }
         journal.write();
         rows.iter().map(|row| taken_over(row, session)).collect()
     }

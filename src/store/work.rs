@@ -214,6 +214,7 @@ impl Store {
         let ending = Ending::new(ends, backoff);
 
         let mut chosen = self.crowd().chosen();
+        let mut journal = Journal::default();
         let tx = begin(&mut client).await?;
         // One round trip, in this order: sessions are locked first.
         let (_, locked, ended, candidates) = tokio::try_join!(
@@ -230,7 +231,6 @@ impl Store {
                 }
             },
         )?;
-        let mut journal = Journal::default();
         let outcomes = ending.outcomes(&tx, &ended, *unheard, &mut journal).await?;
         let mut worked = Worked { ended: outcomes, ..Worked::default() };
         for row in &ended {

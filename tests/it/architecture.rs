@@ -48,6 +48,9 @@ fn each_package_stays_in_its_room() {
         ("openssh", &["execution"]),
         ("reqwest", &["cli"]),
         ("clap", &["cli"]),
+        ("opentelemetry", &["traces"]),
+        ("opentelemetry_sdk", &["traces"]),
+        ("opentelemetry_otlp", &["traces"]),
     ] {
         for (name, code) in files() {
             let uses =
@@ -66,7 +69,7 @@ fn dependencies_point_one_way() {
         &["api"],
         &["coordinator"],
         &["forge", "execution", "store", "web"],
-        &["telemetry", "metrics"],
+        &["telemetry", "metrics", "traces"],
         &["config"],
         &["shutdown", "tls"],
         &["model"],

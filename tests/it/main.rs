@@ -62,6 +62,7 @@ mod streams;
 mod support;
 mod takeover;
 mod task_lines;
+mod traces;
 mod unheard;
 mod upgrade;
 mod upkeep;

@@ -45,6 +45,7 @@ pub(crate) fn task(labels: &[&str], execution_mode: ExecutionMode) -> NewTask {
         issue_url: None,
         issue_version: None,
         issue_open: None,
+        traceparent: None,
     }
 }
 

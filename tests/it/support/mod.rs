@@ -8,6 +8,8 @@ pub(crate) mod forge;
 pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod node;
+#[cfg(feature = "otel")]
+pub(crate) mod otlp;
 pub(crate) mod program;
 pub(crate) mod property;
 pub(crate) mod proxy;

@@ -18,7 +18,8 @@ pub(crate) fn agent_fleet(args: &[&str]) -> Command {
     command.current_dir("/");
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("AGENT_FLEET_") || ["DATABASE_URL", "RUST_LOG"].contains(&&*name) {
+        let ours = ["AGENT_FLEET_", "OTEL_"].iter().any(|prefix| name.starts_with(prefix));
+        if ours || ["DATABASE_URL", "RUST_LOG"].contains(&&*name) {
             command.env_remove(name);
         }
     }
@@ -124,6 +125,16 @@ impl Serve {
         Self::start_on(free_port(), database_url, replica_id, toml, &[])
     }
 
+    /// The same with variables in its environment.
+    pub(crate) fn start_in(
+        environment: &[(&str, &str)],
+        database_url: &str,
+        replica_id: &str,
+        toml: &str,
+    ) -> Self {
+        Self::start_as(free_port(), database_url, replica_id, toml, &[], environment)
+    }
+
     /// The same on this port, with arguments besides.
     pub(crate) fn start_on(
         port: u16,
@@ -132,6 +143,17 @@ impl Serve {
         toml: &str,
         args: &[&str],
     ) -> Self {
+        Self::start_as(port, database_url, replica_id, toml, args, &[])
+    }
+
+    fn start_as(
+        port: u16,
+        database_url: &str,
+        replica_id: &str,
+        toml: &str,
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let config = tempfile::tempdir().unwrap();
         let path: PathBuf = config.path().join("agent-fleet.toml");
         fs::write(&path, toml).unwrap();
@@ -139,7 +161,7 @@ impl Serve {
         let mut command =
             agent_fleet(&["serve", "--listen", &listen, "--replica-id", replica_id, "--config"]);
         command.arg(&path).args(args);
-        command.env("DATABASE_URL", database_url);
+        command.env("DATABASE_URL", database_url).envs(environment.iter().copied());
         if !toml.contains("format = \"json\"") {
             command.env("AGENT_FLEET_LOG_FORMAT", "text");
         }
