@@ -306,6 +306,7 @@ async fn heartbeat(call: Call) -> Answer {
         .iter()
         // The agent cannot list what it has not been told yet.
         .filter(|(task_id, lease)| !replica.replies.contains(*task_id, *lease))
+        .filter(|_| replica.can_judge())
         .map(|(task_id, lease)| HeldLease {
             task_id: *task_id,
             lease: *lease,

@@ -1,6 +1,10 @@
 //! Membership: this replica's session, its heartbeat, and the hosts that it lists.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
 
 use super::{Replica, runner, wake};
 use crate::{
@@ -31,6 +35,7 @@ pub(super) async fn join(replica: &Replica) -> Result<(), StoreError> {
         .await?;
     replica.hosts.set_listed(listed);
     replica.set_session(session);
+    replica.is_steady_from_now();
     tracing::info!(
         replica.id = config.server.replica_id,
         session.id = %session,
@@ -47,10 +52,14 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub(super) async fn run(replica: &Replica) {
     let beat = replica.config.lease.replica_ttl / 3;
     let mut pause = beat;
+    let mut last = Instant::now();
     while !replica.shutdown.sleep(pause).await {
         let stored = replica.pulse.beat_replica(replica.session()).await;
         let missed = pause < beat;
         pause = if stored.is_ok() { beat } else { beat.min(AGAIN) };
+        if stored.is_ok() && std::mem::replace(&mut last, Instant::now()).elapsed() > beat * 3 / 2 {
+            replica.is_steady_from_now();
+        }
         match stored {
             Ok(Some(standing)) => replica.store.stand(standing),
             Ok(None) => ended(replica).await,
@@ -60,6 +69,19 @@ pub(super) async fn run(replica: &Replica) {
             }
             Err(_) => {}
         }
+    }
+}
+
+impl Replica {
+    fn is_steady_from_now(&self) {
+        *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// True when this replica has been there for one `replica_ttl` without a gap. Before that it judges no agent by what it does
+    /// not list: the answer to its claim may have been lost with whoever made it, and it asks again as soon as it can.
+    pub fn can_judge(&self) -> bool {
+        let since = *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.elapsed() >= self.config.lease.replica_ttl
     }
 }
 

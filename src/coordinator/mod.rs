@@ -45,7 +45,7 @@ mod watchdog;
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use uuid::Uuid;
@@ -160,6 +160,8 @@ pub struct Replica {
     machine: String,
     fleet_id: Uuid,
     session: RwLock<SessionId>,
+    /// Since when it has beaten without a gap.
+    steady_since: Mutex<Instant>,
     listening: Mutex<Result<(), String>>,
 }
 
@@ -204,6 +206,7 @@ impl Replica {
             hostname: machine::hostname(),
             machine: machine::machine(),
             session: RwLock::new(SessionId(Uuid::nil())),
+            steady_since: Mutex::new(Instant::now()),
             listening: Mutex::new(Err("not connected yet".to_owned())),
             config,
         });

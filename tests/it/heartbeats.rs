@@ -36,10 +36,36 @@ fn named(held: HeldLease) -> (TaskId, Lease) {
     (held.task_id, held.lease)
 }
 
+/// Soon a replica that has been there for long enough.
+const QUICK: &str = "[lease]\nreplica_ttl = \"500ms\"\n";
+
+async fn until_it_judges(node: &Node) {
+    eventually("it has been there for long enough", async || {
+        node.replica.can_judge().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_has_just_come_goes_by_no_list() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &[], 1).await;
+    let id = node.create("t", &[]).await;
+    node.dequeue("a", 0).await.unwrap();
+    // All coordinators were away, and with them the answer to its claim; it has not come to ask again yet.
+    for _ in 0..3 {
+        beat(&node, json!([])).await;
+        assert_eq!(node.task(&id).await["status"], "assigned");
+    }
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn what_two_lists_in_a_row_do_not_name_goes_back() {
     let db = Db::new().await;
-    let node = Node::start(&db, "r", "").await;
+    let node = Node::start(&db, "r", QUICK).await;
+    until_it_judges(&node).await;
     node.register("a", &[], 5).await;
     let kept = node.create("kept", &[]).await;
     let body = json!({"title": "missing", "key": "org/repo#1", "max_retries": 3});
@@ -113,7 +139,8 @@ async fn another_lease_of_the_same_task_is_another_matter() {
 #[tokio::test]
 async fn what_is_in_a_reply_still_being_written_is_not_dropped() {
     let db = Db::new().await;
-    let node = Node::start(&db, "r", "").await;
+    let node = Node::start(&db, "r", QUICK).await;
+    until_it_judges(&node).await;
     node.register("a", &[], 1).await;
     let id = node.create("t", &[]).await;
     let task = node.dequeue("a", 0).await.unwrap();
