@@ -190,3 +190,31 @@ async fn whatever_the_order_a_closed_issue_leaves_no_task_that_waits() {
     assert_eq!(db.count(open).await, 0);
     end(db, nodes).await;
 }
+
+#[tokio::test]
+async fn a_closing_that_comes_before_its_task_is_remembered() {
+    let (db, nodes) = replicas().await;
+    let issue = Issue::new(1);
+    let closed = issue.clone().closed(None).at(1).send("closed", &nodes[0]).await;
+    assert_eq!(closed["result"], "ignored");
+    let opened = issue.send("opened", &nodes[1]).await;
+    assert_eq!(opened["result"], "ignored", "an older state");
+    assert_eq!(nodes[0].get("/api/v1/tasks/org%2Frepo%231").await.0, 404);
+    let known = "select count(*) from fleet.forge_issues where not (state ->> 'open')::boolean";
+    assert_eq!(db.count(known).await, 1);
+    end(db, nodes).await;
+}
+
+/// Within a second the last delivered wins; the same delivery once more is none.
+#[tokio::test]
+async fn a_delivery_that_comes_again_does_not_win_again() {
+    let (db, nodes) = replicas().await;
+    let [first, second] =
+        ["first", "second"].map(|title| Issue::new(1).title(title).at(1).delivery("edited"));
+    first.send(&nodes[0]).await;
+    second.send(&nodes[0]).await;
+    assert_eq!(first.send(&nodes[1]).await["result"], "duplicate");
+    assert_eq!(nodes[0].task("org/repo#1").await["title"], "second");
+    assert_eq!(db.count("select count(*) from fleet.webhook_deliveries").await, 2);
+    end(db, nodes).await;
+}

@@ -234,6 +234,33 @@ async fn closing_by_a_commit_completes_and_leaves_the_lease() {
 }
 
 #[tokio::test]
+async fn what_the_holder_says_after_the_closing_is_taken_and_moves_nothing_back() {
+    let (db, node) = house().await;
+    let issue = Issue::new(42);
+    issue.send("opened", &node).await;
+    let held = node.dequeue("coder", 5).await.unwrap();
+    issue.closed(Some("abc123")).at(1).send("closed", &node).await;
+    let call = async |what: &str, more: Value| {
+        let mut body = more;
+        body["agent_id"] = json!("coder");
+        body["lease"] = held["lease"].clone();
+        let path = format!("/api/v1/tasks/{}/{what}", held["task_id"].as_str().unwrap());
+        node.must(&path, body).await;
+        let task = node.task("org/repo#42").await;
+        assert_eq!(task["status"], "completed", "after {what}");
+        task
+    };
+    call("status", json!({"status": "running"})).await;
+    call("logs", json!({"offset": 0, "data": "last words"})).await;
+    assert_eq!(db.count("select count(*) from fleet.task_logs").await, 1);
+    let receipt =
+        json!({"status": "failed", "duration_seconds": 1, "summary": "", "artifacts": []});
+    let task = call("complete", receipt).await;
+    assert_eq!(task["receipts"][0]["status"], "failed");
+    end(db, node).await;
+}
+
+#[tokio::test]
 async fn closing_waits_for_a_known_pull_request() {
     let (db, node) = house().await;
     let issue = Issue::new(42);
