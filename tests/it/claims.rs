@@ -7,6 +7,7 @@ use agent_fleet::{
     store::{Ended, Outcome, STATEMENTS, Store, Waiter},
 };
 use tokio::sync::Barrier;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::support::{
@@ -380,5 +381,78 @@ async fn an_ended_or_replaced_session_claims_nothing() {
     db.execute("update fleet.agents set drained_at = now()").await;
     assert!(pull(&store, new).await.is_none(), "a draining agent takes nothing new");
     db.execute("update fleet.agents set drained_at = null").await;
-    assert!(pull(&store, new).await.is_some());
+    // Ended, and nobody has registered after it.
+    store.end_session(new, "silent").await.unwrap();
+    let claims = store.claim_for_agents(&[Waiter::one(new)], true).await.unwrap();
+    assert_eq!((claims.claimed.len(), claims.ended), (0, vec![0]));
+    let newest = agent(&store, "a", &[], 1).await;
+    assert!(pull(&store, newest).await.is_some());
+}
+
+#[tokio::test]
+async fn hosts_work_off_the_higher_priority_first_and_then_the_order_of_creation() {
+    let db = Db::new().await;
+    let store = db.store();
+    let mut wanted = Vec::new();
+    for priority in [Priority::Normal, Priority::High] {
+        let new = agent_fleet::store::NewTask { priority, ..task(&[], Mode::SshCli) };
+        wanted.insert(0, create(&store, new, 12).await);
+    }
+    let (boot, slots) = replica(&store, "r", &[host("h", &[], 1)]).await;
+    let mut got = Vec::new();
+    while let Some(held) = push(&store, boot, &[slots["h"]]).await.first() {
+        got.push(held.task_id);
+        complete(&store, *held).await;
+    }
+    assert_eq!(got, wanted.concat());
+}
+
+/// What is looked at is another's to take meanwhile.
+#[tokio::test]
+async fn candidates_are_read_without_locks() {
+    let db = Db::new().await;
+    let store = db.store();
+    let ids = create(&store, task(&["agent:x"], Mode::Undecided), 12).await;
+    agent(&store, "a", &["agent:x"], 1).await;
+    replica(&store, "r", &[host("h", &["agent:x"], 1)]).await;
+    for (id, target, mode) in [(ids[0], "a", Mode::HttpPull), (ids[1], "h", Mode::SshCli)] {
+        store.assign_task(id, target, mode, HOUR, &operator()).await.unwrap().unwrap();
+    }
+    let mut other = db.connect().await;
+    let claim = other.transaction().await.unwrap();
+    let lane: i64 = db.count("select lane_id from fleet.lanes").await;
+    let (sets, seqs) = (serde_json::json!([["agent:x"]]), vec![0_i64]);
+    let priority = vec![Priority::Normal.rank()];
+    let params: [&(dyn ToSql + Sync); 5] = [&vec![1], &vec![lane], &priority, &seqs, &5_i64];
+    let ready = claim.query(sql("claim_pull_2_ready"), &params).await.unwrap();
+    let pushed = claim.query(sql("claim_push_2_ready"), &[&sets, &5_i64]).await.unwrap();
+    assert_eq!((ready.len(), pushed.len()), (5, 5));
+    for (name, target) in [("claim_pull_2_pinned", "a"), ("claim_push_2_pinned", "h")] {
+        assert_eq!(claim.query(sql(name), &[&vec![target], &5_i64]).await.unwrap().len(), 1);
+    }
+    let free = "select count(*) from (select 1 from fleet.tasks for update skip locked) t";
+    assert_eq!(db.count(free).await, 12);
+    claim.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_is_given_only_what_is_still_ready_under_the_lock() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (boot, slots) = replica(&store, "r", &[host("h", &[], 9)]).await;
+    let session = agent(&store, "a", &[], 9).await;
+    create(&store, task(&[], Mode::Undecided), 2).await;
+    let pulled = pull(&store, session).await.unwrap();
+    let done = pull(&store, session).await.unwrap();
+    complete(&store, done).await;
+    let free = create(&store, task(&[], Mode::Undecided), 1).await[0];
+    // All three were ready when a dispatcher read them.
+    let tasks = [pulled.task_id, done.task_id, free].map(|id| id.0).to_vec();
+    let hosts = vec![slots["h"].0; 3];
+    let taken = db.rows(sql("claim_push_3_take"), &[&tasks, &hosts, &boot.0, &"replica:r"]).await;
+    let taken: Vec<Uuid> = taken.iter().map(|row| row.get("task_id")).collect();
+    assert_eq!(taken, [free.0]);
+    assert!(store.check_lease(pulled.task_id).await.unwrap().unwrap().is_held_by(&pulled));
+    assert_eq!(store.get_task(done.task_id).await.unwrap().unwrap().status, Status::Completed);
+    db.check_history().await;
 }

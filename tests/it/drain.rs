@@ -113,7 +113,11 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     assert!(taken.is_empty(), "{taken:?}");
     assert!(pull(&store, session).await.is_none());
     assert!(store.set_agent_drained("a", false).await.unwrap());
-    assert!(pull(&store, session).await.is_some());
+    // Nor for a session that another one has replaced since then.
+    let newer = agent(&store, "a", &[], 2).await;
+    let taken = db.rows(take, &params).await;
+    assert!(taken.is_empty(), "{taken:?}");
+    assert!(pull(&store, newer).await.is_some());
 }
 
 #[tokio::test]
