@@ -11,7 +11,9 @@ use std::{
 
 use agent_fleet::{
     model::{Actor, ExecutionMode as Mode, SessionId, TaskId},
-    store::{NewTask, Outcome, Store},
+    store::{
+        AgentBeat, Created, EndLease, Ended, HeldLease, NewTask, Outcome, STATEMENTS, Start, Store,
+    },
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -22,7 +24,8 @@ use crate::{
         db::Db,
         eventually,
         fleet::{
-            agent, complete, create, create_all, end, host, operator, pull, push, replica, task,
+            agent, complete, create, create_all, end, ending, host, operator, pull, push, replica,
+            task,
         },
         node::Node,
     },
@@ -293,4 +296,167 @@ async fn an_agent_that_registers_everywhere_at_once_has_one_session_and_one_leas
         .await;
     assert_eq!(foreign, 0);
     db.check_history().await;
+}
+
+/// Runs an act while somebody has the first of these rows locked, and sees that it waits there without having any of the
+/// others.
+async fn waits_for_the_first(
+    db: &Db,
+    table: &str,
+    id: &str,
+    mut ids: Vec<uuid::Uuid>,
+    act: impl Future<Output = ()> + Send + 'static,
+) {
+    ids.sort_unstable();
+    let (first, others) = ids.split_first().unwrap();
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    let lock = format!("select from fleet.{table} where {id} = any ($1) for update nowait");
+    tx.execute(&lock, &[&vec![first]]).await.unwrap();
+    let acting = tokio::spawn(act);
+    db.until_waiting(1).await;
+    tx.execute(&lock, &[&others]).await.expect("it has them before the first one");
+    tx.rollback().await.unwrap();
+    acting.await.unwrap();
+}
+
+#[tokio::test]
+async fn rows_are_locked_in_the_order_of_their_ids_whatever_the_order_of_the_items() {
+    let db = Db::new().await;
+    let store = db.store();
+    let sessions = [agent(&store, "a", &[], 9).await, agent(&store, "b", &[], 9).await];
+    for backwards in [false, true] {
+        let in_order = |mut all: Vec<HeldLease>| {
+            all.sort_unstable_by_key(|held| held.task_id.0);
+            if backwards {
+                all.reverse();
+            }
+            all
+        };
+        create(&store, task(&[], Mode::Undecided), 3).await;
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(pull(&store, sessions[0]).await.unwrap());
+        }
+        let held = in_order(held);
+        let ids = || held.iter().map(|held| held.task_id.0).collect();
+        let starts: Vec<Start> = held
+            .iter()
+            .map(|held| {
+                let actor = Actor::Agent("a".into());
+                Start { held: *held, actor, detail: json!({}), timeout_secs: None }
+            })
+            .collect();
+        let own = store.clone();
+        waits_for_the_first(&db, "tasks", "task_id", ids(), async move {
+            for started in own.start_tasks(&starts, false).await.unwrap() {
+                started.status.unwrap();
+            }
+        })
+        .await;
+        let ends: Vec<EndLease> =
+            held.iter().map(|held| ending(*held, Outcome::Completed)).collect();
+        let own = store.clone();
+        waits_for_the_first(&db, "tasks", "task_id", ids(), async move {
+            let ended = own.end_leases(&ends, Duration::ZERO).await.unwrap();
+            assert!(ended.iter().all(|ended| matches!(ended, Ended::Now(_))), "{ended:?}");
+        })
+        .await;
+
+        let mut beating = sessions.to_vec();
+        beating.sort_unstable_by_key(|session| session.0);
+        if backwards {
+            beating.reverse();
+        }
+        let ids = beating.iter().map(|session| session.0).collect();
+        let arrived = std::time::Instant::now();
+        let beats: Vec<AgentBeat> = beating
+            .into_iter()
+            .map(|session| AgentBeat { session, running: None, arrived })
+            .collect();
+        let own = store.clone();
+        waits_for_the_first(&db, "sessions", "session_id", ids, async move {
+            assert!(own.beat_agents(&beats).await.unwrap().iter().all(Option::is_some));
+        })
+        .await;
+    }
+    db.check_history().await;
+}
+
+/// Runs an act while somebody has inserted the first of these names, and sees that it waits there without having inserted
+/// any of the others: two who did so in two orders would wait for each other.
+async fn inserts_the_first_first(
+    db: &Db,
+    insert: &str,
+    names: &[String],
+    act: impl Future<Output = ()> + Send + 'static,
+) {
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    // Before the deadlock would be found, and the act done again.
+    tx.batch_execute("set local lock_timeout = '300ms'").await.unwrap();
+    tx.execute(insert, &[&names[0]]).await.unwrap();
+    let acting = tokio::spawn(act);
+    db.until_waiting(1).await;
+    for name in &names[1..] {
+        tx.execute(insert, &[name]).await.expect("it has been inserted before the first one");
+    }
+    tx.rollback().await.unwrap();
+    acting.await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_and_sets_are_inserted_in_their_order_whatever_the_order_of_the_request() {
+    let db = Db::new().await;
+    let store = db.store();
+    let names: Vec<String> = (b'a'..=b'p').map(|c| char::from(c).to_string()).collect();
+    let backwards: Vec<String> = names.iter().rev().cloned().collect();
+
+    let lane = "insert into fleet.lanes (capabilities) values (array['agent:' || $1::text])";
+    let sets: Vec<Vec<String>> = backwards.iter().map(|n| vec![format!("agent:{n}")]).collect();
+    let own = store.clone();
+    inserts_the_first_first(&db, lane, &names, async move {
+        own.intern_lanes(sets.iter().map(Vec::as_slice)).await.unwrap();
+    })
+    .await;
+
+    let key = "insert into fleet.tasks (key) values ($1)";
+    let keyed = |name: String| NewTask { key: Some(name), ..task(&[], Mode::Undecided) };
+    let tasks: Vec<NewTask> = backwards.into_iter().map(keyed).collect();
+    inserts_the_first_first(&db, key, &names, async move {
+        assert!(matches!(create_all(&store, tasks).await, Created::New(_)));
+    })
+    .await;
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 16);
+    assert_eq!(db.count("select count(*) from fleet.lanes").await, 17);
+    db.check_history().await;
+}
+
+/// They touch a session, the agent and another session; so they wait for each other before they have any of these.
+#[tokio::test]
+async fn who_registers_and_who_deletes_an_agent_take_turns_before_they_lock_anything() {
+    let db = Db::new().await;
+    let store = db.store();
+    agent(&store, "a", &[], 1).await;
+    let turn = STATEMENTS.iter().find(|s| s.name == "lock_agent_id").unwrap().text;
+    for deletes in [false, true] {
+        let mut other = db.connect().await;
+        let tx = other.transaction().await.unwrap();
+        tx.query(turn, &[&"a"]).await.unwrap();
+        let own = store.clone();
+        let acting = tokio::spawn(async move {
+            if deletes {
+                own.delete_agent("a").await.unwrap().unwrap();
+            } else {
+                agent(&own, "a", &[], 1).await;
+            }
+        });
+        db.until_waiting(1).await;
+        for table in ["sessions", "agents"] {
+            let lock = format!("select from fleet.{table} for update nowait");
+            tx.batch_execute(&lock).await.unwrap();
+        }
+        tx.rollback().await.unwrap();
+        acting.await.unwrap();
+    }
 }

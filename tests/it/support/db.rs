@@ -183,6 +183,16 @@ impl Db {
         self.client.batch_execute(sql).await.unwrap();
     }
 
+    /// Waits until so many sessions of this database wait for a lock.
+    pub(crate) async fn until_waiting(&self, sessions: i64) {
+        let waiting = "select count(*) from pg_stat_activity
+                        where datname = current_database() and wait_event_type = 'Lock'";
+        super::eventually("they wait for a lock", async || {
+            (self.count(waiting).await >= sessions).then_some(())
+        })
+        .await;
+    }
+
     /// Lets sessions write nothing any more (`on`), or again (`off`), as a standby does; those of replicas begin anew.
     pub(crate) async fn set_read_only(&self, value: &str) {
         let sql = format!(
