@@ -218,3 +218,17 @@ async fn nor_is_a_claim_for_a_poll_that_waits() {
     let heard = "select extract(epoch from now() - last_heartbeat_at)::bigint from fleet.sessions";
     assert!((600..660).contains(&db.count(heard).await));
 }
+
+#[tokio::test]
+async fn a_heartbeat_revives_no_session_that_has_ended() {
+    let db = Db::new().await;
+    let store = db.store();
+    let session = agent(&store, "a", &[], 1).await;
+    store.end_session(session, "silent").await.unwrap();
+    let row =
+        async || -> String { db.rows("select s::text from fleet.sessions s", &[]).await[0].get(0) };
+    let before = row().await;
+    let beat = AgentBeat { session, running: Some(Vec::new()), arrived: Instant::now() };
+    assert!(store.beat_agents(&[beat]).await.unwrap()[0].is_none());
+    assert_eq!(row().await, before);
+}

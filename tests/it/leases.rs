@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use agent_fleet::{
     model::{Actor, ExecutionMode as Mode, Lease, SessionId, Status},
-    store::{Appended, EndLease, Ended, HeldLease, Outcome, Refusal},
+    store::{Appended, EndLease, Ended, HeldLease, NewRun, Outcome, Refusal},
 };
 use uuid::Uuid;
 
 use crate::support::{
     db::Db,
-    fleet::{agent, complete, create, end, next, operator, pull, task},
+    fleet::{agent, complete, create, end, host, next, operator, pull, push, replica, task},
 };
 
 #[tokio::test]
@@ -129,5 +129,34 @@ async fn backoff_is_counted_by_the_databases_clock_and_doubles() {
         db.execute("update fleet.tasks set run_at = now()").await;
         assert_eq!(store.promote_due_tasks(&operator()).await.unwrap(), 1);
     }
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_run_is_recorded_only_under_its_lease_and_before_it_begins() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&[], Mode::SshCli), 3).await;
+    let (boot, slots) = replica(&store, "r", &[host("h", &[], 3)]).await;
+    let held = push(&store, boot, &[slots["h"]]).await;
+    let run = NewRun {
+        command: &["true".to_owned()],
+        prompt_via: "stdin",
+        output: "raw",
+        work_dir: "/nowhere",
+        timeout_secs: 9,
+    };
+    let foreign = HeldLease { holder: SessionId(Uuid::now_v7()), ..held[0] };
+    for wrong in [foreign, HeldLease { lease: next(held[0].lease), ..held[0] }] {
+        assert!(!store.insert_run(&wrong, &run).await.unwrap());
+    }
+    let actor = Actor::Replica("r".into());
+    store.start_task(&held[1], &actor, serde_json::json!({}), None).await.unwrap().unwrap();
+    store.cancel_task(held[2].task_id, &operator(), None).await.unwrap().unwrap();
+    for over in [&held[1], &held[2]] {
+        assert!(!store.insert_run(over, &run).await.unwrap());
+    }
+    assert_eq!(db.count("select count(*) from fleet.runs").await, 0);
+    assert!(store.insert_run(&held[0], &run).await.unwrap());
     db.check_history().await;
 }

@@ -104,6 +104,26 @@ async fn death_is_a_recorded_transition_and_a_heartbeat_matches_only_the_living(
 }
 
 #[tokio::test]
+async fn a_heartbeat_that_is_under_way_saves_a_session() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (judge, _) = replica(&store, "r", &[]).await;
+    age(&db, judge, "steady_since", 120).await;
+    let session = agent_for(&store, "a", &[], 1, MINUTE).await;
+    age(&db, session, "last_heartbeat_at", 61).await;
+    let mut beating = db.connect().await;
+    let beat = beating.transaction().await.unwrap();
+    let sql = "update fleet.sessions set last_heartbeat_at = now() where session_id = $1";
+    assert_eq!(beat.execute(sql, &[&session.0]).await.unwrap(), 1);
+    // Who waited for it here would wait for ever.
+    assert!(judged(&store, judge).await.is_empty());
+    beat.commit().await.unwrap();
+    assert!(judged(&store, judge).await.is_empty());
+    let live = "select count(*) from fleet.sessions where subject = 'a' and ended_at is null";
+    assert_eq!(db.count(live).await, 1);
+}
+
+#[tokio::test]
 async fn a_session_that_is_locked_keeps_no_other_from_its_sign_of_life_and_has_its_own_later() {
     let db = Db::new().await;
     let store = db.store();
