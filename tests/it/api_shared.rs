@@ -262,6 +262,52 @@ async fn one_bad_creation_hurts_none_that_arrive_with_it() {
     node.stop().await;
 }
 
+/// What the database refuses fails its whole batch, which is then done again item by item.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_refuses_hurts_none_that_shares_its_batch() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &[], 20).await;
+    db.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin
+           if to_jsonb(new)::text like '%poison%' then raise exception using errcode = '22000'; end if;
+           return new; end $$;
+         create trigger refuse before insert on fleet.task_specs for each row execute function refuse();
+         create trigger refuse before insert on fleet.receipts for each row execute function refuse();",
+    )
+    .await;
+    // While nobody gets at the table, all but the first ones gather. The poison is in their midst.
+    let together = async |path: &str, bodies: Vec<Value>| {
+        let mut other = db.connect().await;
+        let tx = other.transaction().await.unwrap();
+        tx.batch_execute("lock table fleet.tasks in exclusive mode").await.unwrap();
+        let sending = join_all(bodies.into_iter().map(|body| node.post(path, body)));
+        let releasing = async {
+            db.until_waiting(2).await;
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            tx.rollback().await.unwrap();
+        };
+        let (replies, ()) = tokio::join!(sending, releasing);
+        for (n, (status, reply)) in replies.into_iter().enumerate() {
+            if n == 12 {
+                assert!(status.is_server_error(), "{status} {reply}");
+            } else {
+                assert!(status.is_success(), "{n}: {status} {reply}");
+            }
+        }
+    };
+    let title = |n: i32| if n == 12 { "poison" } else { "t" };
+    together("/api/v1/tasks", (0..20).map(|n| json!({"title": title(n)})).collect()).await;
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 19);
+    let tasks = dequeue(&node, json!({"agent_id": "a", "max_tasks": 19})).await;
+    let receipts = tasks.iter().zip(0..).map(|(task, n)| receipt(task, "a", title(n))).collect();
+    together("/api/v1/receipts", receipts).await;
+    let done = "select count(*) from fleet.tasks where status = 'completed'";
+    assert_eq!(db.count(done).await, 18);
+    db.check_history().await;
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn rows_that_arrive_by_plain_sql_wake_and_a_replicas_own_do_not_notify() {
     let db = Db::new().await;

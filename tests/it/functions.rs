@@ -143,6 +143,26 @@ async fn enqueue_is_part_of_the_callers_transaction_and_wakes_at_its_commit() {
     std::sync::Arc::into_inner(node).unwrap().stop().await;
 }
 
+/// It makes no lane in its caller's transaction, or whoever needs the same lane would wait for that to end.
+#[tokio::test]
+async fn enqueue_of_a_new_set_is_in_nobodys_way() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &["agent:new"], 2).await;
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    tx.batch_execute("select fleet.enqueue('by sql', labels => '{agent:new}')").await.unwrap();
+    let laneless = "select count(*) from fleet.tasks where lane_id is null";
+    assert_eq!(tx.query_one(laneless, &[]).await.unwrap().get::<_, i64>(0), 1);
+    node.create("by api", &["agent:new"]).await;
+    tx.commit().await.unwrap();
+    for _ in 0..2 {
+        eventually("it is claimed", async || node.dequeue("a", 1).await).await;
+    }
+    db.check_history().await;
+    node.stop().await;
+}
+
 /// The least that an INSERT must name, for those who do not call the function.
 #[tokio::test]
 async fn a_plain_insert_works_and_wakes() {
