@@ -1,32 +1,56 @@
 //! Wake-ups: hints over memory and NOTIFY, faster than the poll that is the truth behind them.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::support::{db::Db, eventually, node::Node};
+use crate::{
+    dispatch::{QUICK, dir, local},
+    support::{db::Db, eventually, node::Node},
+};
 
-/// The poll alone would take at least 1.5 s each time.
-const ROUNDS: u32 = 6;
-const LIMIT: Duration = Duration::from_millis(900);
+/// As often a poll may come between an act and its answer by chance, of this replica or of another test's.
+const ROUNDS: usize = 8;
 
-/// Long-polls, does the act once the poll has begun to wait, and says how long the answer took from there.
-async fn answered(
-    waits_on: &Arc<Node>,
-    agent: &'static str,
-    act: impl AsyncFnOnce(),
-) -> (Value, Duration) {
-    let node = Arc::clone(waits_on);
+/// Long-polls until it is answered; the poll has looked once in vain when this returns.
+async fn waits(node: &Arc<Node>, agent: &'static str) -> tokio::task::JoinHandle<Option<Value>> {
+    let node = Arc::clone(node);
     let poll = tokio::spawn(async move { node.dequeue(agent, 20).await });
-    // It has looked once and found nothing.
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert!(!poll.is_finished());
-    act().await;
-    let since = Instant::now();
-    (poll.await.unwrap().unwrap(), since.elapsed())
+    poll
+}
+
+/// How often a replica of this process has polled the database for the agents that wait.
+async fn polls(node: &Node) -> u64 {
+    let page = reqwest::get(format!("{}/metrics", node.url)).await.unwrap().text().await.unwrap();
+    let name = "agent_fleet_statement_seconds_count{statement=\"find_ready_below\"} ";
+    let count = page.lines().find_map(|line| line.strip_prefix(name));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+/// Sees that an agent, `a`, that waits on this replica hears of an act without a poll: after what `prepare` makes of the
+/// world there is nothing for it, after the act there is.
+async fn wakes(
+    what: &'static str,
+    missed: &mut Vec<&'static str>,
+    node: &Arc<Node>,
+    prepare: &impl AsyncFn() -> Value,
+    act: impl AsyncFn(Value),
+) {
+    for _ in 0..ROUNDS {
+        let prepared = prepare().await;
+        let poll = waits(node, "a").await;
+        let before = polls(node).await;
+        act(prepared).await;
+        let task = poll.await.unwrap().unwrap_or_else(|| panic!("{what}: nothing came"));
+        let polled = polls(node).await - before;
+        assert_eq!(node.complete(&task, "a").await.0.as_u16(), 200, "{what}");
+        if polled == 0 {
+            return;
+        }
+    }
+    missed.push(what);
 }
 
 #[tokio::test]
@@ -37,52 +61,155 @@ async fn every_commit_that_makes_something_ready_wakes_who_waits_on_another_repl
     for node in [&one, &two] {
         eventually("it listens", async || node.replica.listening().ok()).await;
     }
-    one.register("a", &[], 1).await;
-    let mut total = Duration::ZERO;
-    for round in 0..ROUNDS {
-        // Created.
-        let (task, took) = answered(&one, "a", async || {
-            two.create("t", &[]).await;
-        })
-        .await;
-        total += took;
-        // A slot freed by a receipt on the other replica.
-        let next = two.create("next", &[]).await;
-        let (task, took) = answered(&one, "a", async || {
-            assert_eq!(two.complete(&task, "a").await.0.as_u16(), 200);
-        })
-        .await;
-        assert_eq!(task["task_id"], next.as_str());
-        total += took;
-        // A slot freed by a cancellation, and a pin.
-        let pinned = two.create("pinned", &["agent:other"]).await;
-        let path = format!("/api/v1/tasks/{next}/cancel");
-        two.must(&path, json!({})).await;
-        let (task, took) = answered(&one, "a", async || {
-            let path = format!("/api/v1/tasks/{pinned}/assign");
-            two.must(&path, json!({"agent_id": "a", "force": true})).await;
-        })
-        .await;
-        assert_eq!(task["task_id"], pinned.as_str());
-        total += took;
-        // Given back: released by its own holder, pinned no more.
-        let lease = &task["lease"];
-        let path = format!("/api/v1/tasks/{pinned}/release");
-        two.must(&path, json!({"agent_id": "a", "lease": lease})).await;
-        // Retried.
-        let (task, took) = answered(&one, "a", async || {
-            two.must(&format!("/api/v1/tasks/{next}/retry"), json!({})).await;
-        })
-        .await;
-        assert_eq!(task["task_id"], next.as_str(), "round {round}");
-        total += took;
-        assert_eq!(two.complete(&task, "a").await.0.as_u16(), 200);
-    }
-    let mean = total / (4 * ROUNDS);
-    assert!(mean < LIMIT, "{mean:?} on average: not woken, polled");
+    let sets: Vec<String> = (0..ROUNDS).map(|n| format!("agent:new{n}")).collect();
+    let mut capabilities: Vec<&str> = sets.iter().map(String::as_str).collect();
+    capabilities.push("agent:x");
+    one.register("a", &capabilities, 1).await;
+    two.register("b", &[], 1).await;
+    let nothing = async || Value::Null;
+    let ready = async || json!(two.create("t", &["agent:x"]).await);
+    let post = async |task: &Value, act: &str, body: Value| {
+        two.must(&format!("/api/v1/tasks/{}/{act}", task.as_str().unwrap()), body).await;
+    };
+    // What is due is looked at when something is scheduled; else only every 2 s.
+    let look_at_what_is_due = async || {
+        two.must("/api/v1/tasks", json!({"title": "later", "run_at": "2999-01-01T00:00:00Z"}))
+            .await;
+    };
+
+    let mut missed = Vec::new();
+    wakes("a creation", &mut missed, &one, &nothing, async |_| {
+        ready().await;
+    })
+    .await;
+    // The agent's one slot is taken, and something else is ready.
+    let full = async || {
+        ready().await;
+        let held = one.dequeue("a", 0).await.unwrap();
+        ready().await;
+        held
+    };
+    wakes("a receipt frees a slot", &mut missed, &one, &full, async |held| {
+        assert_eq!(two.complete(&held, "a").await.0.as_u16(), 200);
+    })
+    .await;
+    wakes("a cancellation frees a slot", &mut missed, &one, &full, async |held| {
+        post(&held["task_id"], "cancel", json!({})).await;
+    })
+    .await;
+    let foreign = async || json!(two.create("t", &["agent:other"]).await);
+    wakes("a pin", &mut missed, &one, &foreign, async |task| {
+        post(&task, "assign", json!({"agent_id": "a", "force": true})).await;
+    })
+    .await;
+    let cancelled = async || {
+        let task = ready().await;
+        post(&task, "cancel", json!({})).await;
+        task
+    };
+    wakes("a retry", &mut missed, &one, &cancelled, async |task| {
+        post(&task, "retry", json!({})).await
+    })
+    .await;
+    let set = json!({"capabilities": ["agent:x"]});
+    let paused = async || {
+        two.must("/api/v1/queues/pause", set.clone()).await;
+        ready().await
+    };
+    wakes("a resumed queue", &mut missed, &one, &paused, async |_| {
+        two.must("/api/v1/queues/resume", set.clone()).await;
+    })
+    .await;
+    let held_by_b = async || {
+        two.register("b", &[], 1).await;
+        two.create("t", &[]).await;
+        two.dequeue("b", 0).await.unwrap()
+    };
+    wakes("a release", &mut missed, &one, &held_by_b, async |held| {
+        let body = json!({"agent_id": "b", "lease": held["lease"]});
+        post(&held["task_id"], "release", body).await;
+    })
+    .await;
+    wakes("an agent that leaves", &mut missed, &one, &held_by_b, async |_| {
+        two.must("/api/v1/agents/deregister", json!({"agent_id": "b"})).await;
+    })
+    .await;
+    two.register("b", &[], 1).await;
+    let pinned = async || {
+        let task = ready().await;
+        post(&task, "assign", json!({"agent_id": "b", "force": true})).await;
+        task
+    };
+    wakes("a pin that runs out", &mut missed, &one, &pinned, async |_| {
+        db.execute("update fleet.tasks set pinned_until = now() where pinned_until is not null")
+            .await;
+        look_at_what_is_due().await;
+    })
+    .await;
+    let scheduled = async || {
+        let body = json!({"title": "t", "labels": ["agent:x"], "run_at": "2999-01-01T00:00:00Z"});
+        two.must("/api/v1/tasks", body).await["task_id"].clone()
+    };
+    wakes("a task that is due", &mut missed, &one, &scheduled, async |task| {
+        let id = task.as_str().unwrap();
+        db.execute(&format!("update fleet.tasks set run_at = now() where task_id = '{id}'")).await;
+        look_at_what_is_due().await;
+    })
+    .await;
+    let lanes = "select count(*) from fleet.lanes where capabilities[1] like 'agent:new%'";
+    wakes("a set that gets its lane", &mut missed, &one, &nothing, async |_| {
+        let set = format!("agent:new{}", db.count(lanes).await);
+        db.execute(&format!("select fleet.enqueue('t', labels => '{{{set}}}')")).await;
+        look_at_what_is_due().await;
+    })
+    .await;
+    let locks = db.connect().await;
+    let locked = async || {
+        ready().await;
+        locks.batch_execute("begin; select from fleet.tasks for update").await.unwrap();
+        Value::Null
+    };
+    wakes("a ready task that is unlocked as it was", &mut missed, &one, &locked, async |_| {
+        locks.batch_execute("rollback").await.unwrap();
+    })
+    .await;
+    assert_eq!(missed, [""; 0], "nobody was woken; the poll found it, {ROUNDS} times each");
     db.check_history().await;
     for node in [one, two] {
         Arc::into_inner(node).unwrap().stop().await;
+    }
+}
+
+/// The dispatcher looks by itself once in an hour here.
+#[tokio::test]
+async fn every_commit_that_makes_something_ready_wakes_the_dispatcher_of_another_replica() {
+    let (db, dir) = (Db::new().await, dir());
+    let toml = format!("[dispatch]\ninterval = \"1h\"\n{}", local(&dir, QUICK, 1, &["agent:x"]));
+    let one = Node::start(&db, "r1", &toml).await;
+    let two = Node::start(&db, "r2", "").await;
+    one.until_host("h", "online").await;
+    eventually("it listens", async || one.replica.listening().ok()).await;
+    let id = two.create("t", &["agent:x"]).await;
+    one.until(&id, "completed").await;
+
+    let queue = json!({"capabilities": ["agent:x"]});
+    two.must("/api/v1/queues/pause", queue.clone()).await;
+    let id = two.create("t", &["agent:x"]).await;
+    two.must("/api/v1/queues/resume", queue).await;
+    one.until(&id, "completed").await;
+
+    two.must("/api/v1/hosts/h/drain", json!({})).await;
+    let id = two.create("t", &["agent:x"]).await;
+    two.must("/api/v1/hosts/h/resume", json!({})).await;
+    one.until(&id, "completed").await;
+
+    let id = two.create("t", &["agent:other"]).await;
+    let path = format!("/api/v1/tasks/{id}/assign");
+    two.must(&path, json!({"agent_id": "h", "force": true})).await;
+    one.until(&id, "completed").await;
+    db.check_history().await;
+    for node in [one, two] {
+        node.stop().await;
     }
 }
 
@@ -99,10 +226,9 @@ async fn after_a_lost_listener_it_listens_again_and_scans() {
         )
         .await;
     assert_eq!(ended, 1);
-    let (task, _) = answered(&node, "a", async || {
-        node.create("t", &[]).await;
-    })
-    .await;
+    let poll = waits(&node, "a").await;
+    node.create("t", &[]).await;
+    let task = poll.await.unwrap().unwrap();
     node.complete(&task, "a").await;
     eventually("it listens again", async || node.replica.listening().ok()).await;
     db.check_history().await;
