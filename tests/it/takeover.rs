@@ -8,17 +8,24 @@ use std::{
 };
 
 use agent_fleet::{
-    execution::{ExecError, Executor, Output, Script, SshExecutor},
-    store::HostListing,
+    config,
+    execution::{ExecError, Executor, InvalidTarget, LocalExecutor, Output, Script, SshExecutor},
+    model::{ExecutionMode as Mode, Lease, SessionId, TaskId},
+    store::{HeldLease, HostListing, Outcome},
 };
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use crate::support::{
-    db::Db,
-    eventually, fleet,
-    host::{SshHost, output},
-    node::Node,
+use crate::{
+    dispatch::{QUICK, dir, local},
+    support::{
+        db::Db,
+        eventually,
+        faults::Faults,
+        fleet,
+        host::{SshHost, is_alive, output, until_gone},
+        node::Node,
+    },
 };
 
 const TTL: &str = "[lease]\nreplica_ttl = \"3s\"\n";
@@ -210,8 +217,27 @@ struct Hanging {
     inner: Arc<SshExecutor>,
     /// The start that was to be sent.
     held: Arc<Mutex<Option<Script>>>,
+    /// It arrives all the same; only nothing is heard of it.
+    arrives: bool,
     /// The connection breaks at once, and nobody knows what became of the start.
     breaks: bool,
+}
+
+impl Hanging {
+    /// What makes it for each host.
+    fn make(
+        held: &Arc<Mutex<Option<Script>>>,
+        arrives: bool,
+        breaks: bool,
+    ) -> impl Fn(&config::Host, &Path) -> Result<Arc<dyn Executor>, InvalidTarget> + Send + Sync + use<>
+    {
+        let held = Arc::clone(held);
+        move |entry, dir| {
+            let inner = Arc::new(SshExecutor::new(entry, dir)?);
+            let own = Self { inner, held: Arc::clone(&held), arrives, breaks };
+            Ok(Arc::new(own) as Arc<dyn Executor>)
+        }
+    }
 }
 
 impl Executor for Hanging {
@@ -221,7 +247,10 @@ impl Executor for Hanging {
             if script.stdin.is_empty() {
                 return self.inner.exec(script).await;
             }
-            *self.held.lock().unwrap() = Some(script);
+            *self.held.lock().unwrap() = Some(script.clone());
+            if self.arrives {
+                self.inner.exec(script).await?;
+            }
             if self.breaks {
                 return Err(ExecError::Lost { target: "h1".into(), source: "cut".into() });
             }
@@ -248,13 +277,7 @@ async fn is_given_back(breaks: bool) {
     let host = SshHost::start(CLI).await;
     let db = Db::new().await;
     let held: Arc<Mutex<Option<Script>>> = Arc::default();
-    let make = {
-        let held = Arc::clone(&held);
-        move |entry: &agent_fleet::config::Host, dir: &Path| {
-            let inner = Arc::new(SshExecutor::new(entry, dir)?);
-            Ok(Arc::new(Hanging { inner, held: Arc::clone(&held), breaks }) as Arc<dyn Executor>)
-        }
-    };
+    let make = Hanging::make(&held, false, breaks);
     let a = Node::start_with(&db, "a", &format!("{TTL}{}", host.toml), &make).await;
     let id = a.create("long", &["agent:code"]).await;
     let start = eventually("its start is on the way", async || held.lock().unwrap().clone()).await;
@@ -279,4 +302,101 @@ async fn is_given_back(breaks: bool) {
     assert_eq!(output(&b, &task).await, lines());
     db.check_history().await;
     b.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_keeps_its_time_limit_with_a_replica_that_has_another() {
+    let host = SshHost::start("cat >/dev/null; until [ -e ~/go ]; do sleep 0.1; done").await;
+    let db = Db::new().await;
+    let toml = |limit: &str| format!("{}timeout = \"{limit}\"\n", host.toml);
+    let make = Hanging::make(&Arc::default(), true, false);
+    let a = Node::start_with(&db, "a", &toml("2h"), &make).await;
+    let id = a.create("t", &["agent:code"]).await;
+    eventually("it has started", async || (host.starts() == 1).then_some(())).await;
+    let b = Node::start(&db, "b", &toml("1s")).await;
+    b.until_host("h1", "online").await;
+    a.replica.shutdown.trigger();
+    db.execute(
+        "update fleet.sessions set ended_at = now(), end_reason = 'silent' where kind = 'replica' and subject = 'a';
+         notify fleet_wake, 'orphaned'",
+    )
+    .await;
+    // Its time begins now: nobody knew before that it runs.
+    assert_eq!(b.until(&id, "running").await["lease"], 2);
+    let left = "select extract(epoch from deadline_at - now())::bigint from fleet.tasks";
+    let left = db.count(left).await;
+    assert!((7000..=7200).contains(&left), "{left} s");
+    host.touch("go");
+    b.until(&id, "completed").await;
+    db.check_history().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_another_one_of_its_task_has_replaced_is_ended() {
+    let cli = "cat >/dev/null; echo $$ >~/leader.$AGENT_FLEET_ATTEMPT; until [ -e ~/go ]; do sleep 0.1; done";
+    let host = SshHost::start(cli).await;
+    let db = Db::new().await;
+    let a = host.node(&db, "a", "").await;
+    let body = json!({"title": "t", "labels": ["agent:code"], "max_retries": 1});
+    let id = a.must("/api/v1/tasks", body).await["task_id"].as_str().unwrap().to_owned();
+    let first = host.pid("leader.1").await;
+    a.until(&id, "running").await;
+    let row = &db.rows("select task_id, lease, holder from fleet.tasks", &[]).await[0];
+    let held = HeldLease {
+        task_id: TaskId(row.get(0)),
+        lease: Lease(row.get(1)),
+        holder: SessionId(row.get(2)),
+    };
+    // It is taken for lost and run again before whoever follows it hears of that.
+    fleet::end(&a.replica.store, held, Outcome::Lost).await;
+    a.replica.wake_ready();
+    let second = host.pid("leader.2").await;
+    a.until(&id, "running").await;
+    a.replica.wake_revoked();
+    until_gone(first).await;
+    assert!(is_alive(second));
+    host.touch("go");
+    let task = a.until(&id, "completed").await;
+    assert_eq!((&task["attempt"], &task["lease"]), (&json!(2), &json!(2)), "{task}");
+    db.check_history().await;
+    a.stop().await;
+}
+
+/// `h` is there, `g` is here, and both are called localhost.
+#[tokio::test]
+async fn nobody_looks_at_a_localhost_host_of_another_machine() {
+    let (db, dir, faults) = (Db::new().await, dir(), Faults::default());
+    let store = db.store();
+    let there = [fleet::host("h", &["agent:x"], 2)];
+    fleet::replica(&store, "lives", &there).await;
+    let (dead, slots) = fleet::replica(&store, "dead", &there).await;
+    fleet::create(&store, fleet::task(&["agent:x"], Mode::Undecided), 1).await;
+    let held = fleet::push(&store, dead, &[slots["h"]]).await[0];
+    store.end_session(dead, "silent").await.unwrap();
+
+    faults.set_down(true);
+    let of_h = faults.make();
+    let make = move |entry: &config::Host, dir: &Path| match entry.host_id.as_str() {
+        "h" => of_h(entry, dir),
+        _ => Ok(Arc::new(LocalExecutor::new()) as Arc<dyn Executor>),
+    };
+    let h = local(&dir, QUICK, 1, &["agent:x"]);
+    let (_, g) = h.split_once("[[hosts]]").unwrap();
+    let g = g.replace("\"h\"", "\"g\"").replace("agent:x", "agent:y");
+    let toml = format!("[dispatch]\ninterval = \"200ms\"\n{h}[[hosts]]{g}");
+    let node = Node::start_with(&db, "r", &toml, &make).await;
+    node.until_host("g", "online").await;
+    let theirs = node.create("theirs", &["agent:x"]).await;
+    db.execute("notify fleet_wake, 'orphaned'").await;
+    for _ in 0..3 {
+        let ours = node.create("ours", &["agent:y"]).await;
+        node.until(&ours, "completed").await;
+    }
+    assert_eq!(faults.refused(), 0, "it has been looked at");
+    let task = node.task(&theirs).await;
+    assert_eq!((&task["status"], &task["lease"]), (&json!("created"), &json!(0)));
+    assert!(store.check_lease(held.task_id).await.unwrap().unwrap().is_held_by(&held));
+    db.check_history().await;
+    node.stop().await;
 }

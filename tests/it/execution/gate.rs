@@ -12,6 +12,7 @@ use agent_fleet::{
 use futures_util::future::BoxFuture;
 
 use super::{Host, all, exited, sh};
+use crate::support::eventually;
 
 #[tokio::test]
 async fn the_gate_lets_one_start_through() {
@@ -61,6 +62,44 @@ async fn half_a_prompt_never_starts_a_cli() {
             assert_eq!(start(host.on(), &run, &sh(":")).await.unwrap(), Started::GateExists);
             assert!(!host.folder(&run).exists());
         }
+    }
+}
+
+/// Marks a run as ended when its gate is passed and its CLI not yet begun, as a kill that comes just then.
+#[derive(Debug)]
+struct Closing<'a>(&'a dyn Executor);
+
+impl Executor for Closing<'_> {
+    fn exec(&self, mut script: Script) -> BoxFuture<'_, Result<Output, ExecError>> {
+        let text = script.text.replace("\ndetach sh ", "\nmkdir \"$run/closed\"\ndetach sh ");
+        assert_ne!(text, script.text, "it is a start");
+        script.text = Box::leak(text.into_boxed_str());
+        self.0.exec(script)
+    }
+
+    fn reconnect(&self) -> BoxFuture<'_, ()> {
+        self.0.reconnect()
+    }
+}
+
+#[tokio::test]
+async fn a_kill_between_the_gate_and_the_cli_prevents_the_cli() {
+    for host in Host::each().await {
+        let run = host.run();
+        let started = start(&Closing(host.on()), &run, &sh("touch ran")).await.unwrap();
+        assert_eq!(started, Started::Started);
+        eventually("its runner has ended", async || {
+            host.dir(&run).join("exit").exists().then_some(())
+        })
+        .await;
+        assert!(!host.folder(&run).join("ran").exists());
+        let state = read(host.on(), &run, 0, 9).await.unwrap().state;
+        assert!(
+            matches!(state, RunState::Exited { code: 125, .. } | RunState::Closed),
+            "{state:?}"
+        );
+        let killed = kill(host.on(), &run, Duration::ZERO).await.unwrap();
+        assert!(matches!(killed, Killed::Gone | Killed::NeverStarted), "{killed:?}");
     }
 }
 
