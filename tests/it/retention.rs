@@ -1,6 +1,6 @@
 //! Retention: what ended long ago goes, in bounded batches; what lives stays.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_fleet::{model::TaskId, store::Store};
 use uuid::Uuid;
@@ -179,13 +179,24 @@ async fn old_partitions_are_dropped_whatever_state_they_were_left_in() {
     let detached = old_partition(&db, "task_events", 6).await;
     let young = old_partition(&db, "task_logs", 2).await;
     db.execute(&format!("alter table fleet.task_events detach partition fleet.{detached}")).await;
+    // A task that lives keeps none of them.
+    let new = task(&[], agent_fleet::model::ExecutionMode::Undecided);
+    let live = create(&store, new, 1).await[0];
+    db.execute(&format!(
+        "insert into fleet.task_events (task_id, type, actor, at)
+         values ('{live}', 'updated', 'test', date_trunc('week', now(), 'UTC') - interval '34 days')"
+    ))
+    .await;
     // One whose detaching was broken off: somebody reads while it is detached.
     let pending = old_partition(&db, "task_logs", 7).await;
     let mut reader = db.connect().await;
     let tx = reader.transaction().await.unwrap();
     tx.batch_execute("select count(*) from fleet.task_logs").await.unwrap();
     let retention = 28 * DAY;
+    let begun = Instant::now();
     let first = store.drop_old_partitions(retention).await.unwrap();
+    // Whoever comes for the table meanwhile waits behind it: for 100 ms, not for the 5 s of other statements.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert_eq!(first.left, std::slice::from_ref(&pending), "somebody reads it");
     assert!(first.dropped.contains(&attached) && first.dropped.contains(&detached), "{first:?}");
     let waits = db
@@ -212,6 +223,7 @@ async fn old_partitions_are_dropped_whatever_state_they_were_left_in() {
         "the young one and its index"
     );
     db.execute(&format!("select from fleet.{young}")).await;
+    assert_eq!(store.get_task(live).await.unwrap().unwrap().task_id, live);
 }
 
 #[tokio::test]

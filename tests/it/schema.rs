@@ -175,3 +175,43 @@ async fn undecided_is_the_default_in_rust_in_json_and_in_the_database() {
     assert_eq!(defaults, 2);
     node.stop().await;
 }
+
+/// Its KEY SHARE lock would make a row unclaimable for a moment.
+#[tokio::test]
+async fn no_foreign_key_refers_to_tasks_or_lanes() {
+    let db = Db::new().await;
+    let keys = "select count(*) from pg_constraint
+                 where contype = 'f' and confrelid in ('fleet.tasks'::regclass, 'fleet.lanes'::regclass)";
+    assert_eq!(db.count(keys).await, 0);
+}
+
+/// An update of a task is never HOT, so that each index costs each of its steps.
+#[tokio::test]
+async fn tasks_have_six_indexes() {
+    let db = Db::new().await;
+    let sql = "select indexname::text from pg_indexes
+                where schemaname = 'fleet' and tablename = 'tasks' order by indexname";
+    let names: Vec<String> = db.rows(sql, &[]).await.iter().map(|row| row.get(0)).collect();
+    assert_eq!(
+        names,
+        [
+            "tasks_due",
+            "tasks_held",
+            "tasks_key",
+            "tasks_pkey",
+            "tasks_ready_pull",
+            "tasks_ready_push"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn the_partitions_of_the_coming_week_are_asked_for_as_well() {
+    let db = Db::new().await;
+    let store = db.store();
+    let next = "select 'fleet.task_logs' || to_char((now() + interval '7 days') at time zone 'UTC', '_IYYY\"w\"IW')";
+    let next: String = db.rows(next, &[]).await[0].get(0);
+    assert!(store.check_partitions().await.unwrap());
+    db.execute(&format!("drop table {next}")).await;
+    assert!(!store.check_partitions().await.unwrap(), "without {next}");
+}

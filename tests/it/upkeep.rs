@@ -145,6 +145,28 @@ async fn one_look_tells_what_is_due_and_when_something_will_be() {
 }
 
 #[tokio::test]
+async fn a_replica_makes_the_partitions_that_are_missing() {
+    let db = Db::new().await;
+    let all = "select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid
+                where i.inhparent in ('fleet.task_events'::regclass, 'fleet.task_logs'::regclass)
+                order by right(c.relname, 7) desc";
+    let names =
+        async || -> Vec<String> { db.rows(all, &[]).await.iter().map(|row| row.get(0)).collect() };
+    let before = names().await;
+    // The last two weeks of both.
+    for name in &before[..4] {
+        db.execute(&format!("drop table fleet.{name}")).await;
+    }
+    let node = Node::start(&db, "r", "").await;
+    eventually("they are there again", async || {
+        let now = names().await;
+        before.iter().all(|name| now.contains(name)).then_some(())
+    })
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn who_holds_back_vacuum_is_named() {
     let db = Db::new().await;
     let store = db.store();
