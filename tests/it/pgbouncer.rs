@@ -60,20 +60,19 @@ async fn the_settings_that_a_pooler_drops_must_be_the_roles_and_then_all_works()
     let db = Db::new().await;
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     let (_pgbouncer, url) = pgbouncer(dir.path(), &db).await;
-    let mut without = Serve::start(&url, "without", &toml(db.url()));
-    assert_eq!(without.program.ended().await.code(), Some(1));
-    let said = without.program.stderr();
-    assert!(said.contains("alter role") && said.contains("statement_timeout"), "{said}");
-
-    // For the database only: the role is other tests', too.
     for (setting, value) in SETTINGS {
+        let mut without = Serve::start(&url, "without", &toml(db.url()));
+        assert_eq!(without.program.ended().await.code(), Some(1), "without {setting}");
+        let said = without.program.stderr();
+        assert!(said.contains("alter role") && said.contains(setting), "{said}");
+        // For the database only: the role is other tests', too.
         let dbname = self::value(db.url(), "dbname");
         db.execute(&format!("alter database {dbname} set {setting} = '{value}'")).await;
+        // What PgBouncer has open began before.
+        let others = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                       where datname = current_database() and pid <> pg_backend_pid()";
+        db.count(others).await;
     }
-    // What PgBouncer has open began before.
-    let others = "select count(pg_terminate_backend(pid)) from pg_stat_activity
-                   where datname = current_database() and pid <> pg_backend_pid()";
-    db.count(others).await;
     let mut replicas =
         [Serve::start(&url, "a", &toml(db.url())), Serve::start(&url, "b", &toml(db.url()))];
     let http = Client::new();

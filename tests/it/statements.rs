@@ -120,6 +120,12 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
 #[tokio::test]
 async fn holder_writes_find_their_row_by_primary_key() {
     let db = stale_backlog().await;
+    // The index of what is held is small, and tempting.
+    db.execute(
+        "update fleet.tasks set status = 'assigned', holder = gen_random_uuid(), deadline_at = now() where seq <= 5;
+         update fleet.tasks set status = 'assigned', pinned_to = 'a', pinned_until = now() where seq between 6 and 9",
+    )
+    .await;
     let id = "gen_random_uuid()";
     for (name, values) in [
         (
@@ -138,6 +144,18 @@ async fn holder_writes_find_their_row_by_primary_key() {
         ("lock_lease", id.to_owned()),
         ("cancel_task", format!("{id}, 'a', null")),
         ("append_run_output", format!("{id}, 1, 1, {id}, 0, '\\x00'")),
+        ("insert_run", format!("{id}, 1, {id}, array['true'], 'stdin', 'raw', '/', 60")),
+        ("keep_claims", format!("array[{id}], array[1], array[{id}]")),
+        ("resume_leases", format!("array[{id}], array[{id}], {id}, 'a'")),
+        ("park_host_agent", format!("{id}, 1, {id}, null, 'x'")),
+        ("retry_task", format!("{id}, 'a', null, 'retried'")),
+        ("assign_task", format!("{id}, 'a', 'http_pull', 1, 'a'")),
+        ("complete_by_forge", format!("{id}, 'a', null")),
+        (
+            "update_spec",
+            format!("{id}, 't', 'b', array['l'], array['agent:x'], '{{}}', 'u', 1, 'a'"),
+        ),
+        ("set_issue_applied", format!("{id}, 1, true")),
     ] {
         let plan = plan(&db, name, &values).await;
         assert!(plan.contains("tasks_pkey"), "{name}:\n{plan}");
