@@ -192,6 +192,38 @@ async fn events_come_in_order_and_none_that_commits_late_is_skipped() {
     node.stop().await;
 }
 
+/// A transaction that began first may write last: its events have lower xids and higher ids than others'.
+#[tokio::test]
+async fn events_are_told_by_the_order_of_their_transactions() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r1", "").await;
+    let task = node.create("t", &[]).await;
+    let next = async |after: &Value| -> Option<Value> {
+        let (_, page) = node.get(&format!("/api/v1/events?after={after}&limit=1")).await;
+        Some(page["items"].as_array()?.first()?["event_id"].clone())
+    };
+    let mut after = next(&json!(0)).await.unwrap();
+    let slow = db.connect().await;
+    let write = async || -> i64 {
+        let sql = "insert into fleet.task_events (task_id, type, actor)
+                   values ($1::text::uuid, 'progress', 'agent:slow') returning event_id";
+        slow.query_one(sql, &[&task]).await.unwrap().get(0)
+    };
+    slow.batch_execute("begin").await.unwrap();
+    let first = write().await;
+    node.create("quick", &[]).await;
+    let quick = db.count("select max(event_id) from fleet.task_events").await;
+    let last = write().await;
+    slow.batch_execute("commit").await.unwrap();
+    assert!(first < quick && quick < last);
+    for wanted in [first, last, quick] {
+        after = eventually("the next one is told", async || next(&after).await).await;
+        assert_eq!(after, wanted);
+    }
+    assert_eq!(next(&after).await, None);
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn transactions_of_other_databases_hold_no_event_back_and_a_stall_is_told() {
     let (db, other) = (Db::new().await, Db::new().await);
