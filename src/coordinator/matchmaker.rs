@@ -268,14 +268,13 @@ pub(super) async fn poll(replica: &Arc<Replica>) {
 }
 
 async fn look(replica: &Replica, sessions: &[SessionId]) -> Result<(), StoreError> {
-    let (found, pinned) = replica.store.look_below(sessions).await?;
-    let waits = replica.matchmaker.freed(&pinned);
-    let mut barred = false;
+    let pinned = replica.store.look_below(sessions).await?;
+    replica.matchmaker.freed(&pinned);
     for waiting in replica.matchmaker.lock().waiting.values_mut().filter(|w| w.barred) {
         waiting.due = true;
-        barred = true;
     }
-    if found || waits || barred {
+    // Whoever may find something now; also in a lane that only this look has shown.
+    if !replica.matchmaker.choose(replica, &HashSet::new(), false).is_empty() {
         replica.wake.match_now();
     }
     Ok(())

@@ -297,12 +297,9 @@ impl Store {
     }
 
     /// The poll that is the truth behind all hints, for these sessions that wait: reads the lanes, and looks for ready tasks
-    /// in front of those from which claims read, and for pins. True when there are some ready, which the next claim finds;
-    /// and the sessions whose agents something is pinned to. One transaction.
-    pub async fn look_below(
-        &self,
-        sessions: &[SessionId],
-    ) -> Result<(bool, Vec<SessionId>), StoreError> {
+    /// in front of those from which claims read, which the next claim finds, and for pins. Returns the sessions whose agents
+    /// something is pinned to. One transaction.
+    pub async fn look_below(&self, sessions: &[SessionId]) -> Result<Vec<SessionId>, StoreError> {
         let agents: HashMap<String, SessionId> = sessions
             .iter()
             .filter_map(|s| Some((self.ledger().registered(*s)?.agent_id, *s)))
@@ -332,7 +329,7 @@ impl Store {
             .collect();
         self.ready().hint(&found);
         let pinned = pinned.iter().filter_map(|r| agents.get(get::<&str>(r, "pinned_to")).copied());
-        Ok((!found.is_empty(), pinned.collect()))
+        Ok(pinned.collect())
     }
 }
 

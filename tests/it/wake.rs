@@ -2,11 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use agent_fleet::model::ExecutionMode;
 use serde_json::{Value, json};
 
 use crate::{
     dispatch::{QUICK, dir, local},
-    support::{db::Db, eventually, node::Node},
+    support::{
+        db::Db,
+        eventually,
+        fleet::{create, task},
+        node::Node,
+    },
 };
 
 /// As often a poll may come between an act and its answer by chance, of this replica or of another test's.
@@ -211,6 +217,20 @@ async fn every_commit_that_makes_something_ready_wakes_the_dispatcher_of_another
     for node in [one, two] {
         node.stop().await;
     }
+}
+
+/// No hint at all: neither of the task nor of its lane.
+#[tokio::test]
+async fn the_poll_finds_what_nobody_told_of_also_in_a_new_lane() {
+    let db = Db::new().await;
+    let node = Arc::new(Node::start(&db, "r", "").await);
+    node.register("a", &["agent:new"], 1).await;
+    let poll = waits(&node, "a").await;
+    let id = create(&db.store(), task(&["agent:new"], ExecutionMode::Undecided), 1).await[0];
+    let found = poll.await.unwrap().expect("the poll looks every 2 s");
+    assert_eq!(found["task_id"], id.to_string());
+    db.check_history().await;
+    Arc::into_inner(node).unwrap().stop().await;
 }
 
 #[tokio::test]
