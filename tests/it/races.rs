@@ -348,11 +348,11 @@ async fn rows_are_locked_in_the_order_of_their_ids_whatever_the_order_of_the_ite
             })
             .collect();
         let own = store.clone();
-        waits_for_the_first(&db, "tasks", "task_id", ids(), async move {
+        Box::pin(waits_for_the_first(&db, "tasks", "task_id", ids(), async move {
             for started in own.start_tasks(&starts, false).await.unwrap() {
                 started.status.unwrap();
             }
-        })
+        }))
         .await;
         let ends: Vec<EndLease> =
             held.iter().map(|held| ending(*held, Outcome::Completed)).collect();
@@ -423,9 +423,9 @@ async fn keys_and_sets_are_inserted_in_their_order_whatever_the_order_of_the_req
     let key = "insert into fleet.tasks (key) values ($1)";
     let keyed = |name: String| NewTask { key: Some(name), ..task(&[], Mode::Undecided) };
     let tasks: Vec<NewTask> = backwards.into_iter().map(keyed).collect();
-    inserts_the_first_first(&db, key, &names, async move {
+    Box::pin(inserts_the_first_first(&db, key, &names, async move {
         assert!(matches!(create_all(&store, tasks).await, Created::New(_)));
-    })
+    }))
     .await;
     assert_eq!(db.count("select count(*) from fleet.tasks").await, 16);
     assert_eq!(db.count("select count(*) from fleet.lanes").await, 17);
