@@ -305,8 +305,9 @@ async fn heartbeat(call: Call) -> Answer {
         .dropped
         .iter()
         // The agent cannot list what it has not been told yet.
-        .filter(|(task_id, lease)| !replica.replies.contains(*task_id, *lease))
-        .filter(|_| replica.can_judge())
+        .filter(|(task_id, lease)| {
+            replica.can_judge() && !replica.replies.contains(*task_id, *lease)
+        })
         .map(|(task_id, lease)| HeldLease {
             task_id: *task_id,
             lease: *lease,

@@ -14,8 +14,7 @@ use self::attempt::Attempt;
 use super::{Replica, hosts, until_stored};
 use crate::{
     execution::{
-        Killed, PromptParts, RunState, StartSpec, Started, kill, prompt, read, start,
-        task_environment,
+        Killed, PromptParts, RunState, StartSpec, Started, kill, prompt, start, task_environment,
     },
     model::{HostAgentId, Lease, Task, TaskId, TaskSpec},
     store::{HeldLease, NewRun, PushClaim, StoreError, TakenOver},
@@ -180,9 +179,8 @@ async fn begin(
         kill_grace: KILL_GRACE,
     };
     let begun = match start(attempt.executor.as_ref(), &attempt.run, &spec).await {
-        Ok(Started::Started) => true,
-        // Somebody shut the gate, or our own first try went through: following tells.
-        Ok(Started::GateExists) => true,
+        // With the gate there, somebody shut it, or our own first try went through: following tells.
+        Ok(Started::Started | Started::GateExists) => true,
         Err(error) if error.is_known_not_started() => {
             let reason = error_chain(&error);
             tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = reason, "a run could not be started; the task goes back");
@@ -221,7 +219,7 @@ async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreErr
         run.output,
         run.timeout_secs,
     );
-    let found = read(attempt.executor.as_ref(), &attempt.run, 0, 1).await.map(|chunk| chunk.state);
+    let found = attempt.state_on_host().await;
     if matches!(found, Ok(RunState::NotStarted))
         && matches!(
             kill(attempt.executor.as_ref(), &attempt.run, KILL_GRACE).await,

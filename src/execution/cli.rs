@@ -34,7 +34,8 @@ pub fn built_in() -> BTreeMap<String, Cli> {
 
 /// The environment of a run: the CLI's own, then what says which task it is.
 ///
-/// A value that the task lacks is empty, but for `TRACEPARENT`, which only a task with a trace has. Line breaks, which no variable can carry to a host, become spaces.
+/// A value that the task lacks is empty, but for `TRACEPARENT`, which only a task with a trace has. Line breaks,
+/// which no variable can carry to a host, become spaces.
 pub fn task_environment(cli: &Cli, task: &Task) -> Vec<(String, Secret)> {
     let repo = task.repo.as_ref();
     let clone_url = repo.and_then(|repo| repo.clone_url.clone());

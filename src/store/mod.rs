@@ -1,8 +1,8 @@
 //! The only SQL. One named and timed function per file in `sql/`; nothing else imports `tokio_postgres`.
 //!
 //! Reads and writes answer *why* they did nothing: missing, not yours any more, wrong status. Every write is safe to
-//! repeat, since the outcome of a commit can be unknown. One lock order everywhere: an agent's id, lanes (by set), sessions, agents,
-//! hosts (by id), issues (by key), tasks (by id), then appends.
+//! repeat, since the outcome of a commit can be unknown. One lock order everywhere: an agent's id, lanes (by
+//! set), sessions, agents, hosts (by id), issues (by key), tasks (by id), then appends.
 
 mod agents;
 mod asking;

@@ -100,8 +100,7 @@ async fn heartbeats_of_agents_that_have_to_wait_do_not_delay_the_replicas_own() 
         node.must("/api/v1/agents/heartbeat", json!({"agent_id": "a", "running": []})).await
     };
     let meanwhile = async {
-        let sql = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        eventually("the agent's heartbeat waits", async || db.rows(sql, &[]).await.pop()).await;
+        db.until_waiting(1).await;
         let sql = "select steady_since::text, now()::text from fleet.sessions where subject = 'r'";
         let row = db.rows(sql, &[]).await.remove(0);
         let (steady, since): (String, String) = (row.get(0), row.get(1));

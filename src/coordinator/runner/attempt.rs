@@ -9,7 +9,8 @@ use crate::{
     config::OutputFormat,
     coordinator::{Replica, hosts::Slot, until_stored},
     execution::{
-        self, Executor, ExitReason, Killed, OutcomeKind, RunDir, kill, stderr_tail, tombstone,
+        self, Executor, ExitReason, Killed, OutcomeKind, RunDir, RunError, RunState, kill, read,
+        stderr_tail, tombstone,
     },
     model::{Actor, HostAgentId, Receipt, ReceiptStatus, clean_text},
     store::{EndLease, Ended, HeldLease, Outcome, StoreError},
@@ -109,6 +110,11 @@ impl Attempt {
             self.bury().await;
         }
         Ok(())
+    }
+
+    /// How the run stands by what its host says now.
+    pub(super) async fn state_on_host(&self) -> Result<RunState, RunError> {
+        read(self.executor.as_ref(), &self.run, 0, 1).await.map(|chunk| chunk.state)
     }
 
     /// Ends the run on its host, if need be for a while: the host may be away. True when nothing is left of it.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{attempt::Attempt, hosts, until_stored};
 use crate::{
-    execution::{Beat, End, ExitReason, Flow, Parser, RunState, WHOLE, follow, read},
+    execution::{Beat, End, ExitReason, Flow, Parser, RunState, WHOLE, follow},
     store::{Outcome, StoreError},
 };
 
@@ -104,8 +104,10 @@ impl Attempt {
 
     /// True when its host says that it has ended, and was not ended.
     async fn ended_by_itself(&self) -> bool {
-        let found = read(self.executor.as_ref(), &self.run, 0, 1).await.map(|chunk| chunk.state);
-        matches!(found, Ok(RunState::Exited { reason: ExitReason::Exited, .. }))
+        matches!(
+            self.state_on_host().await,
+            Ok(RunState::Exited { reason: ExitReason::Exited, .. })
+        )
     }
 
     async fn settle_final(&self, state: RunState, parser: Parser) -> Result<(), StoreError> {
