@@ -253,13 +253,12 @@ impl Store {
         &self,
         digest: &[u8; 32],
     ) -> Result<Option<TokenOwner>, StoreError> {
-        let client = self.client().await?;
-        let Some(row) = FIND_AGENT_BY_TOKEN.row(&client, &[&&digest[..]]).await? else {
+        let Some(row) = self.read_row(&FIND_AGENT_BY_TOKEN, &[&&digest[..]]).await? else {
             return Ok(None);
         };
         let current: bool = get(&row, "current");
         if current && !get::<bool>(&row, "token_used") {
-            USE_TOKEN.run(&client, &[&&digest[..]]).await?;
+            USE_TOKEN.run(&self.client().await?, &[&&digest[..]]).await?;
         }
         Ok(Some(TokenOwner { agent: agent_session(&row)?, current }))
     }
@@ -269,8 +268,11 @@ impl Store {
         &self,
         agent_id: &str,
     ) -> Result<Option<AgentSession>, StoreError> {
-        let client = self.client().await?;
-        FIND_AGENT_SESSION.row(&client, &[&agent_id]).await?.as_ref().map(agent_session).transpose()
+        self.read_row(&FIND_AGENT_SESSION, &[&agent_id])
+            .await?
+            .as_ref()
+            .map(agent_session)
+            .transpose()
     }
 
     /// Who these callers are now; those that are nobody are left out.
@@ -286,8 +288,7 @@ impl Store {
                 CallerKey::Agent(agent_id) => names.push(agent_id),
             }
         }
-        let client = self.client().await?;
-        let rows = CHECK_CALLERS.rows(&client, &[&digests, &names]).await?;
+        let rows = self.read(&CHECK_CALLERS, &[&digests, &names]).await?;
         let mut found = HashMap::with_capacity(rows.len());
         for row in &rows {
             let key = match get::<Option<&[u8]>>(row, "digest").map(TryInto::try_into) {
@@ -302,35 +303,33 @@ impl Store {
 
     /// A page of agents by id.
     pub async fn list_agents(&self, filter: &AgentFilter) -> Result<Vec<Agent>, StoreError> {
-        let client = self.client().await?;
-        LIST_AGENTS
-            .rows(
-                &client,
-                &[
-                    &filter.agent_id,
-                    &filter.status.map(AgentStatus::as_str),
-                    &filter.capability,
-                    &filter.after,
-                    &filter.limit,
-                ],
-            )
-            .await?
-            .iter()
-            .map(|row| {
-                Ok(Agent {
-                    agent_id: agent_id(row)?,
-                    agent_type: get(row, "agent_type"),
-                    hostname: get(row, "hostname"),
-                    capabilities: get(row, "capabilities"),
-                    max_concurrency: get(row, "max_concurrency"),
-                    metadata: get(row, "metadata"),
-                    status: word(row, "status")?,
-                    leased: get(row, "leased"),
-                    last_heartbeat_at: get(row, "last_heartbeat_at"),
-                    registered_at: get(row, "registered_at"),
-                })
+        self.read(
+            &LIST_AGENTS,
+            &[
+                &filter.agent_id,
+                &filter.status.map(AgentStatus::as_str),
+                &filter.capability,
+                &filter.after,
+                &filter.limit,
+            ],
+        )
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Agent {
+                agent_id: agent_id(row)?,
+                agent_type: get(row, "agent_type"),
+                hostname: get(row, "hostname"),
+                capabilities: get(row, "capabilities"),
+                max_concurrency: get(row, "max_concurrency"),
+                metadata: get(row, "metadata"),
+                status: word(row, "status")?,
+                leased: get(row, "leased"),
+                last_heartbeat_at: get(row, "last_heartbeat_at"),
+                registered_at: get(row, "registered_at"),
             })
-            .collect()
+        })
+        .collect()
     }
 }
 

@@ -9,16 +9,18 @@ use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio::sync::OnceCell;
-use tokio_postgres::{Client as Session, SimpleQueryMessage};
+use tokio_postgres::{Client as Session, Row, SimpleQueryMessage};
 
 pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit};
 use super::{
     StoreError,
     client::{self, Client, Types},
     crowd::Crowd,
+    error::retry,
     ledger::Ledger,
     ready::Ready,
     servers::{Servers, drive},
+    statement::{Params, Statement},
 };
 use crate::config::Database;
 
@@ -117,6 +119,38 @@ impl Store {
             )),
         };
         Ok(Client::new(self.pool.get().await?, types))
+    }
+
+    /// Runs a statement that only reads; again on another connection when the first turns out to be dead.
+    pub(super) async fn read(
+        &self,
+        statement: &Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let once = async || statement.rows(&self.client().await?, params).await;
+        retry!(match once().await {
+            // Who waited for a server that is out of reach has waited long enough.
+            Err(error @ StoreError::Unreachable(_)) => return Err(error),
+            result => result,
+        })
+    }
+
+    /// The same for at most one row.
+    pub(super) async fn read_row(
+        &self,
+        statement: &Statement,
+        params: Params<'_>,
+    ) -> Result<Option<Row>, StoreError> {
+        Ok(self.read(statement, params).await?.into_iter().next())
+    }
+
+    /// The same for its one row.
+    pub(super) async fn read_one(
+        &self,
+        statement: &Statement,
+        params: Params<'_>,
+    ) -> Result<Row, StoreError> {
+        statement.needed(self.read_row(statement, params).await?)
     }
 
     /// Where ready tasks are, as far as this process knows.

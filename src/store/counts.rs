@@ -38,8 +38,7 @@ pub struct WorkerCount {
 impl Store {
     /// Unended tasks by lane, mode and status.
     pub async fn count_tasks(&self) -> Result<Vec<TaskCount>, StoreError> {
-        let client = self.client().await?;
-        let rows = COUNT_TASKS.rows(&client, &[]).await?;
+        let rows = self.read(&COUNT_TASKS, &[]).await?;
         rows.iter()
             .map(|row| {
                 Ok(TaskCount {

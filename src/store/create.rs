@@ -216,7 +216,8 @@ impl Store {
     /// Creates all of them or none. Keys must be distinct within the request.
     pub async fn create_tasks(&self, request: &NewRequest) -> Result<Creation, StoreError> {
         self.know_lanes(std::slice::from_ref(request)).await?;
-        let ids = make_ids(&self.client().await?, request.tasks.len()).await?;
+        let count = request.tasks.len();
+        let ids = retry!(self.make_ids_and_find(count, &[]).await)?.0;
         let rows = identified(&ids, std::slice::from_ref(request));
         retry!(self.create_once(&rows, request.idempotency_key.as_deref()).await)
     }
@@ -235,7 +236,7 @@ impl Store {
         let count = requests.iter().map(|r| r.tasks.len()).sum();
         let named: Vec<&str> =
             requests.iter().flat_map(|r| &r.tasks).filter_map(|task| task.key.as_deref()).collect();
-        let (ids, mut known) = self.make_ids_and_find(count, &named).await?;
+        let (ids, mut known) = retry!(self.make_ids_and_find(count, &named).await)?;
         let rows = identified(&ids, requests);
         let mut rest = rows.as_slice();
         let mut open: Vec<(usize, &[Identified<'_>])> = Vec::with_capacity(requests.len());

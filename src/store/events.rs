@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Store, StoreError, rows,
+    Store, StoreError,
+    error::retry,
+    rows,
     rows::get,
     statement::{FIND_EVENT_STALL, FIND_EVENT_XID, LIST_EVENTS, READ_EVENT_HORIZON},
 };
@@ -26,16 +28,14 @@ impl EventPlace {
 impl Store {
     /// The place after an event; `None` when there is no such event (any more).
     pub async fn find_event_place(&self, event_id: i64) -> Result<Option<EventPlace>, StoreError> {
-        let client = self.client().await?;
-        let row = FIND_EVENT_XID.row(&client, &[&event_id]).await?;
+        let row = self.read_row(&FIND_EVENT_XID, &[&event_id]).await?;
         Ok(row.map(|r| EventPlace { xid: get(&r, "xid"), event_id }))
     }
 
     /// The place after everything that has been committed.
     pub async fn newest_event_place(&self) -> Result<EventPlace, StoreError> {
-        let client = self.client().await?;
-        let horizon: String = get(&READ_EVENT_HORIZON.one(&client, &[]).await?, "horizon");
-        Ok(EventPlace { xid: horizon, event_id: -1 })
+        let xid = get(&self.read_one(&READ_EVENT_HORIZON, &[]).await?, "horizon");
+        Ok(EventPlace { xid, event_id: -1 })
     }
 
     /// For how long the oldest event has been held back that is committed and may still be preceded; `None` when none is.
@@ -53,7 +53,7 @@ impl Store {
         after: &EventPlace,
         limit: i64,
     ) -> Result<(Vec<Event>, EventPlace), StoreError> {
-        let (events, place) = self.read_events(after, limit).await?;
+        let (events, place) = retry!(self.read_events(after, limit).await)?;
         Ok((events, place.unwrap_or_else(|| after.clone())))
     }
 
@@ -64,7 +64,7 @@ impl Store {
         after: &EventPlace,
         limit: i64,
     ) -> Result<Vec<Event>, StoreError> {
-        Ok(self.read_events(after, limit).await?.0)
+        Ok(retry!(self.read_events(after, limit).await)?.0)
     }
 
     async fn read_events(

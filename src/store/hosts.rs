@@ -177,36 +177,33 @@ impl Store {
 
     /// A page of hosts by id.
     pub async fn list_hosts(&self, filter: &HostFilter) -> Result<Vec<Host>, StoreError> {
-        let client = self.client().await?;
-        LIST_HOSTS
-            .rows(
-                &client,
-                &[
-                    &filter.host_id,
-                    &filter.status.map(HostStatus::as_str),
-                    &filter.after,
-                    &filter.limit,
-                ],
-            )
-            .await?
-            .iter()
-            .map(|row| {
-                Ok(Host {
-                    host_id: get(row, "host_id"),
-                    hostname: get(row, "hostname"),
-                    status: word(row, "status")?,
-                    reason: get(row, "reason"),
-                    agents: rows::json(row, "agents")?.unwrap_or_default(),
-                    checked_at: get(row, "checked_at"),
-                    replicas: rows::json(row, "replicas")?.unwrap_or_default(),
-                })
+        self.read(
+            &LIST_HOSTS,
+            &[
+                &filter.host_id,
+                &filter.status.map(HostStatus::as_str),
+                &filter.after,
+                &filter.limit,
+            ],
+        )
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Host {
+                host_id: get(row, "host_id"),
+                hostname: get(row, "hostname"),
+                status: word(row, "status")?,
+                reason: get(row, "reason"),
+                agents: rows::json(row, "agents")?.unwrap_or_default(),
+                checked_at: get(row, "checked_at"),
+                replicas: rows::json(row, "replicas")?.unwrap_or_default(),
             })
-            .collect()
+        })
+        .collect()
     }
 
     /// Whether an id is a configured host's.
     pub async fn is_host_id(&self, id: &str) -> Result<bool, StoreError> {
-        let client = self.client().await?;
-        Ok(get(&CHECK_HOST_ID.one(&client, &[&id]).await?, "known"))
+        Ok(get(&self.read_one(&CHECK_HOST_ID, &[&id]).await?, "known"))
     }
 }

@@ -22,7 +22,6 @@ impl Store {
 
     /// The figures of `GET /api/v1/stats`, in its shape.
     pub async fn read_stats(&self) -> Result<serde_json::Value, StoreError> {
-        let client = self.client().await?;
-        Ok(get(&READ_STATS.one(&client, &[]).await?, "stats"))
+        Ok(get(&self.read_one(&READ_STATS, &[]).await?, "stats"))
     }
 }

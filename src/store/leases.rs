@@ -403,8 +403,7 @@ impl Store {
 
     /// How a task stands; `None` when there is none.
     pub async fn check_lease(&self, task: TaskId) -> Result<Option<LeaseState>, StoreError> {
-        let client = self.client().await?;
-        let Some(row) = CHECK_LEASE.row(&client, &[&task.0]).await? else { return Ok(None) };
+        let Some(row) = self.read_row(&CHECK_LEASE, &[&task.0]).await? else { return Ok(None) };
         Ok(Some(LeaseState {
             status: word(&row, "status")?,
             lease: Lease(get(&row, "lease")),
@@ -421,8 +420,7 @@ impl Store {
         &self,
         session: SessionId,
     ) -> Result<Vec<HeldLease>, StoreError> {
-        let client = self.client().await?;
-        Ok(LIST_SESSION_LEASES.rows(&client, &[&session.0]).await?.iter().map(held_lease).collect())
+        Ok(self.read(&LIST_SESSION_LEASES, &[&session.0]).await?.iter().map(held_lease).collect())
     }
 
     /// Leases of agents whose session has ended, with the reason of its end.

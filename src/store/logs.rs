@@ -101,14 +101,14 @@ impl Store {
         lease: Option<Lease>,
         offset: i64,
     ) -> Result<Option<LogPage>, StoreError> {
-        let client = self.client().await?;
-        let Some(row) = FIND_LOG_LEASE.row(&client, &[&task.0, &lease.map(|l| l.0)]).await? else {
+        let wanted = lease.map(|l| l.0);
+        let Some(row) = self.read_row(&FIND_LOG_LEASE, &[&task.0, &wanted]).await? else {
             return Ok(None);
         };
         // Read before the chunks, so that `done` is not said while some are still being added.
         let done: bool = get(&row, "done");
         let lease: i64 = get(&row, "lease");
-        let rows = READ_LOGS.rows(&client, &[&task.0, &lease, &offset, &PAGE]).await?;
+        let rows = self.read(&READ_LOGS, &[&task.0, &lease, &offset, &PAGE]).await?;
         let full = i64::try_from(rows.len()).unwrap_or(PAGE) >= PAGE;
         let mut next_offset = offset;
         let mut chunks = Vec::with_capacity(rows.len());

@@ -91,9 +91,8 @@ impl Store {
         name: &str,
         task: TaskId,
     ) -> Result<Option<Target>, StoreError> {
-        let client = self.client().await?;
-        let mut targets = FIND_TARGET
-            .rows(&client, &[&name, &task.0])
+        let mut targets = self
+            .read(&FIND_TARGET, &[&name, &task.0])
             .await?
             .iter()
             .map(|row| Ok(Target { kind: word(row, "kind")?, capable: get(row, "capable") }))

@@ -220,7 +220,12 @@ impl Statement {
         client: &C,
         params: Params<'_>,
     ) -> Result<Row, StoreError> {
-        self.row(client, params).await?.ok_or_else(|| StoreError::Unknown {
+        self.needed(self.row(client, params).await?)
+    }
+
+    /// The row that there has to be.
+    pub(super) fn needed(&self, row: Option<Row>) -> Result<Row, StoreError> {
+        row.ok_or_else(|| StoreError::Unknown {
             what: format!("no row where `{}` needs one", self.name),
         })
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     connection::{GenericClient, begin_snapshot, commit},
+    error::retry,
     rows,
     rows::get,
     statement::{
@@ -40,8 +41,7 @@ impl Store {
         match task {
             TaskRef::Id(id) => Ok(Some(*id)),
             TaskRef::Key(key) => {
-                let client = self.client().await?;
-                let row = FIND_TASK.row(&client, &[key]).await?;
+                let row = self.read_row(&FIND_TASK, &[key]).await?;
                 Ok(row.map(|r| TaskId(get::<Uuid>(&r, "task_id"))))
             }
         }
@@ -58,8 +58,7 @@ impl Store {
             .collect();
         let mut known: HashMap<String, TaskId> = HashMap::new();
         if !keys.is_empty() {
-            let client = self.client().await?;
-            let rows = FIND_TASKS_BY_KEY.rows(&client, &[&keys]).await?;
+            let rows = self.read(&FIND_TASKS_BY_KEY, &[&keys]).await?;
             known.extend(
                 rows.iter().map(|r| (get::<String>(r, "key"), TaskId(get::<Uuid>(r, "task_id")))),
             );
@@ -78,34 +77,40 @@ impl Store {
 
     /// Tasks in full, in the order of `ids`; those that do not exist are left out.
     pub async fn get_tasks(&self, ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
-        show(&self.client().await?, ids).await
+        let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        shown(ids, &self.read(&GET_TASKS, &[&uuids]).await?)
     }
 
     /// A page of tasks, newest first, without their text.
     pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, StoreError> {
-        let client = self.client().await?;
-        LIST_TASKS
-            .rows(
-                &client,
-                &[
-                    &filter.status.map(Status::as_str),
-                    &filter.agent_id,
-                    &filter.execution_mode.map(ExecutionMode::as_str),
-                    &filter.capability,
-                    &filter.source.map(Source::as_str),
-                    &filter.q,
-                    &filter.before.map(|id| id.0),
-                    &filter.limit,
-                ],
-            )
-            .await?
-            .iter()
-            .map(|row| rows::task(row, 0))
-            .collect()
+        self.read(
+            &LIST_TASKS,
+            &[
+                &filter.status.map(Status::as_str),
+                &filter.agent_id,
+                &filter.execution_mode.map(ExecutionMode::as_str),
+                &filter.capability,
+                &filter.source.map(Source::as_str),
+                &filter.q,
+                &filter.before.map(|id| id.0),
+                &filter.limit,
+            ],
+        )
+        .await?
+        .iter()
+        .map(|row| rows::task(row, 0))
+        .collect()
     }
 
     /// One task with its life (at most its first 1,000 events) and its receipts, oldest first: all of one moment.
     pub async fn get_history(
+        &self,
+        id: TaskId,
+    ) -> Result<Option<(Task, Vec<Event>, Vec<StoredReceipt>)>, StoreError> {
+        retry!(self.get_history_once(id).await)
+    }
+
+    async fn get_history_once(
         &self,
         id: TaskId,
     ) -> Result<Option<(Task, Vec<Event>, Vec<StoredReceipt>)>, StoreError> {
@@ -122,8 +127,7 @@ impl Store {
 
     /// The life of one task, at most its first 1,000 events.
     pub async fn list_task_events(&self, id: TaskId) -> Result<Vec<Event>, StoreError> {
-        let client = self.client().await?;
-        LIST_TASK_EVENTS.rows(&client, &[&id.0]).await?.iter().map(rows::event).collect()
+        self.read(&LIST_TASK_EVENTS, &[&id.0]).await?.iter().map(rows::event).collect()
     }
 }
 
@@ -133,7 +137,10 @@ pub(super) async fn show<C: GenericClient>(
     ids: &[TaskId],
 ) -> Result<Vec<Task>, StoreError> {
     let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-    let rows = GET_TASKS.rows(client, &[&uuids]).await?;
+    shown(ids, &GET_TASKS.rows(client, &[&uuids]).await?)
+}
+
+fn shown(ids: &[TaskId], rows: &[Row]) -> Result<Vec<Task>, StoreError> {
     let tasks = rows.iter().map(|row| rows::task(row, 0)).collect::<Result<Vec<_>, _>>()?;
     let mut tasks: HashMap<TaskId, Task> = tasks.into_iter().map(|t| (t.task_id, t)).collect();
     Ok(ids.iter().filter_map(|id| tasks.remove(id)).collect())

@@ -202,9 +202,17 @@ impl Db {
         let admin = self.connect().await;
         admin.batch_execute("set default_transaction_read_only = off").await.unwrap();
         admin.batch_execute(&sql).await.unwrap();
-        let others = "select pg_terminate_backend(pid) from pg_stat_activity
-                       where datname = current_database() and application_name like 'agent-fleet/%'";
-        admin.query(others, &[]).await.unwrap();
+        self.end_sessions().await;
+    }
+
+    /// Ends all sessions of replicas, and waits until each has ended. Returns how many.
+    pub(crate) async fn end_sessions(&self) -> i64 {
+        self.count(
+            "select count(*) from (
+               select pg_terminate_backend(pid, 10000) from pg_stat_activity
+                where datname = current_database() and application_name like 'agent-fleet/%') as ended",
+        )
+        .await
     }
 
     /// See [`history::check`]. Called at the end of tests.
