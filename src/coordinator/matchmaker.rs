@@ -115,8 +115,8 @@ impl Matchmaker {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many agents wait.
-    pub(super) fn waiting(&self) -> usize {
+    /// How many polls wait.
+    pub fn waiting(&self) -> usize {
         self.lock().waiting.len()
     }
 

@@ -52,13 +52,7 @@ async fn a_draining_agent_finishes_what_it_has_and_takes_nothing_new() {
 
     // It waits like any other, and is served as soon as it may be, wherever it waits.
     let resume = async {
-        eventually("its poll has come", async || {
-            let live =
-                "select count(*) from fleet.sessions where subject = 'a' and ended_at is null
-                         and last_heartbeat_at > started_at";
-            (db.count(live).await == 1).then_some(())
-        })
-        .await;
+        two.until_polled().await;
         one.must("/api/v1/agents/a/resume", json!({})).await
     };
     let (second, resumed) = tokio::join!(two.dequeue("a", 30), resume);
@@ -241,11 +235,7 @@ async fn a_deleted_agents_token_is_worth_nothing_and_its_id_is_free() {
     let poll = json!({"agent_id": "a", "wait_secs": 50});
     let polling = send(&two, Method::POST, "/api/v1/tasks/dequeue", &token, poll);
     let deleting = async {
-        eventually("its poll has come", async || {
-            let live = "select count(*) from fleet.sessions where last_heartbeat_at > started_at";
-            (db.count(live).await > 0).then_some(())
-        })
-        .await;
+        two.until_polled().await;
         send(&one, Method::DELETE, "/api/v1/agents/a", "admin", Value::Null).await
     };
     let (polled, deleted) = tokio::join!(polling, deleting);

@@ -144,6 +144,14 @@ impl Node {
         reply["registry_token"].as_str().unwrap().to_owned()
     }
 
+    /// Waits until a poll waits here.
+    pub(crate) async fn until_polled(&self) {
+        super::eventually("a poll waits", async || {
+            (self.replica.matchmaker.waiting() > 0).then_some(())
+        })
+        .await;
+    }
+
     /// One dequeue; the task, or none.
     pub(crate) async fn dequeue(&self, agent_id: &str, wait_secs: u32) -> Option<Value> {
         let (status, task) = self
