@@ -2,8 +2,8 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use super::{Replica, runner, wake};
@@ -35,7 +35,7 @@ pub(super) async fn join(replica: &Replica) -> Result<(), StoreError> {
         .await?;
     replica.hosts.set_listed(listed);
     replica.set_session(session);
-    replica.is_steady_from_now();
+    replica.is_steady.store(false, Ordering::Relaxed);
     tracing::info!(
         replica.id = config.server.replica_id,
         session.id = %session,
@@ -52,16 +52,15 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub(super) async fn run(replica: &Replica) {
     let beat = replica.config.lease.replica_ttl / 3;
     let mut pause = beat;
-    let mut last = Instant::now();
     while !replica.shutdown.sleep(pause).await {
         let stored = replica.pulse.beat_replica(replica.session()).await;
         let missed = pause < beat;
         pause = if stored.is_ok() { beat } else { beat.min(AGAIN) };
-        if stored.is_ok() && std::mem::replace(&mut last, Instant::now()).elapsed() > beat * 3 / 2 {
-            replica.is_steady_from_now();
-        }
         match stored {
-            Ok(Some(standing)) => replica.store.stand(standing),
+            Ok(Some(beaten)) => {
+                replica.is_steady.store(beaten.is_steady, Ordering::Relaxed);
+                replica.store.stand(beaten.standing);
+            }
             Ok(None) => ended(replica).await,
             // Once an outage.
             Err(error) if !missed => {
@@ -73,15 +72,10 @@ pub(super) async fn run(replica: &Replica) {
 }
 
 impl Replica {
-    fn is_steady_from_now(&self) {
-        *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
     /// True when this replica has been there for one `replica_ttl` without a gap. Before that it judges no agent by what it does
     /// not list: the answer to its claim may have been lost with whoever made it, and it asks again as soon as it can.
     pub fn can_judge(&self) -> bool {
-        let since = *self.steady_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.elapsed() >= self.config.lease.replica_ttl
+        self.is_steady.load(Ordering::Relaxed)
     }
 }
 

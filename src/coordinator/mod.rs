@@ -44,8 +44,8 @@ mod watchdog;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -160,8 +160,8 @@ pub struct Replica {
     machine: String,
     fleet_id: Uuid,
     session: RwLock<SessionId>,
-    /// Since when it has beaten without a gap.
-    steady_since: Mutex<Instant>,
+    /// As of its last heartbeat it has been there for one `replica_ttl` without a gap.
+    is_steady: AtomicBool,
     listening: Mutex<Result<(), String>>,
 }
 
@@ -206,7 +206,7 @@ impl Replica {
             hostname: machine::hostname(),
             machine: machine::machine(),
             session: RwLock::new(SessionId(Uuid::nil())),
-            steady_since: Mutex::new(Instant::now()),
+            is_steady: AtomicBool::new(false),
             listening: Mutex::new(Err("not connected yet".to_owned())),
             config,
         });

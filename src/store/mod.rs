@@ -66,7 +66,7 @@ pub use ready::ReadyPlace;
 pub use retention::{OldPartitions, PurgeStep};
 pub use runs::{KnownRun, NewRun, TakenOver};
 pub(crate) use sessions::BOOTED_AGAIN;
-pub use sessions::{SilentSession, Standing};
+pub use sessions::{Beaten, SilentSession, Standing};
 pub use statement::{STATEMENTS, Statement};
 pub use tasks::TaskFilter;
 pub use work::{PullClaims, Waiter, Worked};

@@ -30,6 +30,15 @@ pub struct SilentSession {
     pub subject: String,
 }
 
+/// What a replica learns from its heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beaten {
+    /// It has beaten for its ttl without a gap: it may judge others.
+    pub is_steady: bool,
+    /// Where it stands.
+    pub standing: Standing,
+}
+
 /// Where a replica stands among those that live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -82,14 +91,16 @@ impl Store {
         Ok(SessionId(session))
     }
 
-    /// A replica's heartbeat. Answers where it stands among the replicas that live; `None` when its session has been ended:
-    /// begin another.
-    pub async fn beat_replica(&self, session: SessionId) -> Result<Option<Standing>, StoreError> {
+    /// A replica's heartbeat. `None` when its session has been ended: begin another.
+    pub async fn beat_replica(&self, session: SessionId) -> Result<Option<Beaten>, StoreError> {
         let client = self.client().await?;
         let row = BEAT_REPLICA.row(&client, &[&session.0]).await?;
         Ok(row.map(|row| {
             let number = |column| u32::try_from(get::<i64>(&row, column)).unwrap_or(u32::MAX);
-            Standing { place: number("place"), of: number("replicas") }
+            Beaten {
+                is_steady: get(&row, "steady"),
+                standing: Standing { place: number("place"), of: number("replicas") },
+            }
         }))
     }
 

@@ -165,7 +165,7 @@ async fn a_replica_learns_where_it_stands_among_those_that_live() {
     let (first, _) = replica(&store, "first", &[]).await;
     let (second, _) = replica(&store, "second", &[]).await;
     let stands = async |session| {
-        let standing = store.beat_replica(session).await.unwrap().unwrap();
+        let standing = store.beat_replica(session).await.unwrap().unwrap().standing;
         (standing.place, standing.of)
     };
     assert_eq!((stands(first).await, stands(second).await), ((0, 2), (1, 2)));
@@ -201,11 +201,14 @@ async fn a_replica_with_a_gap_in_its_own_beat_judges_nobody() {
     age(&db, judge, "steady_since", 7200).await;
     age(&db, judge, "last_heartbeat_at", 1801).await;
     assert!(judged(&store, judge).await.is_empty(), "its own last beat is old");
-    assert!(store.beat_replica(judge).await.unwrap().is_some());
+    let beaten = async || store.beat_replica(judge).await.unwrap().unwrap();
+    assert!(!beaten().await.is_steady);
     assert!(judged(&store, judge).await.is_empty(), "after a gap it has to see anew");
     age(&db, judge, "steady_since", 61).await;
-    assert!(store.beat_replica(judge).await.unwrap().is_some());
+    assert!(!beaten().await.is_steady, "its own ttl is an hour");
     assert_eq!(judged(&store, judge).await, ["a"], "a beat without a gap begins nothing anew");
+    age(&db, judge, "steady_since", 3601).await;
+    assert!(beaten().await.is_steady);
 }
 
 #[tokio::test]
