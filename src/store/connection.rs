@@ -24,6 +24,9 @@ use super::{
 };
 use crate::config::Database;
 
+/// The oldest server that has all that is used, as in `server_version_num`.
+pub const OLDEST: i32 = 140_000;
+
 /// What every session of ours must have; checked by SHOW, since a pooler may drop connection options.
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "15s"),
@@ -180,9 +183,24 @@ impl Store {
 
     /// A connection of its own, outside the pool and past a pooler; closed when dropped.
     pub(super) async fn dedicated(&self) -> Result<Session, StoreError> {
-        let (client, messages) = self.direct.connect_in_time().await?;
-        tokio::spawn(drive(messages));
-        Ok(client)
+        match self.direct.connect_in_time().await {
+            Ok((client, messages)) => {
+                tokio::spawn(drive(messages));
+                Ok(client)
+            }
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// A server that is too old does not even let us in: it does not know a setting of our sessions.
+    async fn explain(&self, error: StoreError) -> StoreError {
+        if !error.is_unknown_to_it() {
+            return error;
+        }
+        match tokio::time::timeout(ANSWER, self.direct.version()).await {
+            Ok(Ok((number, version))) if number < OLDEST => StoreError::TooOld { version },
+            _ => error,
+        }
     }
 
     /// Runs a statement that has no parameters for its rows as texts.
@@ -210,7 +228,10 @@ impl Store {
 
     /// Asks the database for a sign of life. False when it can only be read: it is a standby, or was made read-only.
     pub async fn ping(&self) -> Result<bool, StoreError> {
-        Ok(self.show("transaction_read_only").await? == "off")
+        match self.show("transaction_read_only").await {
+            Ok(said) => Ok(said == "off"),
+            Err(error) => Err(self.explain(error).await),
+        }
     }
 
     /// Checks that sessions are set up as they must be.

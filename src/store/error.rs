@@ -40,6 +40,12 @@ pub enum StoreError {
     /// The schema is not what this program needs.
     #[error("{0}")]
     Schema(String),
+    /// The server lacks what is used.
+    #[error("PostgreSQL {version} is too old: 14 or newer is needed")]
+    TooOld {
+        /// What it says that it is.
+        version: String,
+    },
     /// A migration failed.
     #[error("the migrations could not be applied")]
     Migration(#[source] refinery::Error),
@@ -91,20 +97,32 @@ impl StoreError {
 
     /// True when the server answered and said no: wrong account, password or database. Waiting does not help.
     pub fn is_refusal(&self) -> bool {
+        self.said().is_some_and(|code| {
+            matches!(
+                *code,
+                SqlState::INVALID_PASSWORD
+                    | SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                    | SqlState::INVALID_CATALOG_NAME
+            )
+        })
+    }
+
+    /// True when the server does not know something that it was told, as a setting of the session.
+    pub(super) fn is_unknown_to_it(&self) -> bool {
+        self.said() == Some(&SqlState::UNDEFINED_OBJECT)
+    }
+
+    /// What the server said, wherever in the chain of causes.
+    fn said(&self) -> Option<&SqlState> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
             if let Some(code) = error.downcast_ref::<tokio_postgres::Error>().and_then(|e| e.code())
             {
-                return matches!(
-                    *code,
-                    SqlState::INVALID_PASSWORD
-                        | SqlState::INVALID_AUTHORIZATION_SPECIFICATION
-                        | SqlState::INVALID_CATALOG_NAME
-                );
+                return Some(code);
             }
             cause = error.source();
         }
-        false
+        None
     }
 
     /// True when the database is away, overloaded or read-only: the caller should come back later.

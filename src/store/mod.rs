@@ -45,7 +45,7 @@ pub use agents::{
     TokenOwner,
 };
 pub use claims::PushClaim;
-pub use connection::Store;
+pub use connection::{OLDEST, Store};
 pub use counts::{TaskCount, WorkerCount};
 pub use create::{Created, Creation, NewRequest, NewTask};
 pub use definitions::{function_names, view_names};

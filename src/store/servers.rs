@@ -105,8 +105,24 @@ impl Servers {
         }
     }
 
+    /// Which version it is that does not take what sessions of ours must have: its number, and what it says.
+    pub(super) async fn version(&self) -> Result<(i32, String), Error> {
+        let mut plain = self.each[self.good.load(Relaxed)].clone();
+        plain.options("");
+        let (client, messages) = self.open(&plain).await?;
+        let driving = tokio::spawn(drive(messages));
+        let sql = "select current_setting('server_version_num')::integer, current_setting('server_version')";
+        let row = client.query_one(sql, &[]).await;
+        drop(client);
+        driving.abort();
+        row.map(|row| (row.get(0), row.get(1)))
+    }
+
     async fn connect_to(&self, place: usize) -> Result<(Client, Messages), Error> {
-        let config = &self.each[place];
+        self.open(&self.each[place]).await
+    }
+
+    async fn open(&self, config: &Config) -> Result<(Client, Messages), Error> {
         match &self.tls {
             Tls::Off => {
                 let (client, connection) = config.connect(NoTls).await?;

@@ -3,12 +3,10 @@
 use super::{Finding, Findings};
 use crate::{
     config::Config,
-    store::{Examination, Store, StoreError, notify_queue_problem},
+    store::{Examination, OLDEST, Store, StoreError, notify_queue_problem},
     telemetry::error_chain,
 };
 
-/// The oldest server that has all that is used.
-const OLDEST: i32 = 140_000;
 /// Connections of one replica beside its pool: its own heartbeat, the agents', and its listener.
 const BESIDE_THE_POOL: usize = 3;
 /// A clock that is off by more than this misleads who reads logs of both machines.
@@ -17,7 +15,9 @@ const CLOCK: f64 = 2.0;
 pub(super) async fn look(store: &Store, config: &Config) -> Vec<Finding> {
     let mut findings = Findings::new("database");
     if let Err(error) = store.ping().await {
-        let mend = if error.is_refusal() {
+        let mend = if matches!(error, StoreError::TooOld { .. }) {
+            "upgrade the server to 14 or newer"
+        } else if error.is_refusal() {
             "the server answers and refuses: check user, password and database name in DATABASE_URL (database.url), and pg_hba.conf"
         } else {
             "check that PostgreSQL runs, and host and port in DATABASE_URL (database.url); try `psql \"$DATABASE_URL\"` from this machine"
