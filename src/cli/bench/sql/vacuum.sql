@@ -2,5 +2,7 @@
 vacuum (analyze) fleet.tasks;
 vacuum (analyze) fleet.task_specs;
 vacuum (analyze) fleet.lanes;
+-- Its index by time knows a range of pages only once the range has been summarized.
+vacuum (analyze) fleet.task_events;
 checkpoint;
 select '{}';
