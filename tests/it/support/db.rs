@@ -208,9 +208,8 @@ impl Db {
     /// Ends all sessions of replicas, and waits until each has ended. Returns how many.
     pub(crate) async fn end_sessions(&self) -> i64 {
         self.count(
-            "select count(*) from (
-               select pg_terminate_backend(pid, 10000) from pg_stat_activity
-                where datname = current_database() and application_name like 'agent-fleet/%') as ended",
+            "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity
+              where datname = current_database() and application_name like 'agent-fleet/%'",
         )
         .await
     }
