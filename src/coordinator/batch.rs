@@ -1,6 +1,7 @@
 //! Writes that arrive together commit together: a commit costs the same for one as for fifty.
 //!
-//! What arrives while nothing is under way is done at once; while batches are under way, the next one gathers. Of items
+//! What arrives while nothing is under way is done at once; while a batch is under way, the next one gathers until it is as
+//! large as that one, or for a few milliseconds: many small batches would cost the database more. Of items
 //! that are about the same thing (a task, a key, a session) one is in hand at a time, and they take turns in the order of
 //! their arrival. A batch that the database refuses is done again item by item, so that one bad item hurts nobody else.
 //! Each caller is answered after its commit, with what came of its own item. What nobody waits for any more is left out,
@@ -10,6 +11,7 @@ use std::{
     collections::{HashSet, VecDeque},
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -19,6 +21,8 @@ use crate::{store::StoreError, telemetry::error_chain};
 
 /// Batches under way at once: while one waits for its commit, another keeps the database busy.
 const UNDER_WAY: usize = 2;
+/// So long the next batch gathers at most beside one that is larger.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Something that can be done together with others of its kind.
 pub(super) trait Shared: Send + Sync + Sized + 'static {
@@ -56,6 +60,26 @@ struct State<I: Shared> {
     waiting: VecDeque<Waiting<I>>,
     in_hand: HashSet<I::Key>,
     under_way: usize,
+    /// The size of what waits.
+    size: usize,
+    /// The size of the batches under way for which the next one waits.
+    awaited: usize,
+}
+
+impl<I: Shared> State<I> {
+    /// True when what waits is enough for a batch beside those under way.
+    fn is_enough(&self) -> bool {
+        self.size >= self.awaited.min(I::MOST)
+    }
+
+    /// True when a further batch has to be begun.
+    fn begin(&mut self) -> bool {
+        let begin = self.under_way < UNDER_WAY && self.size > 0 && self.is_enough();
+        if begin {
+            self.under_way += 1;
+        }
+        begin
+    }
 }
 
 /// The items of one kind that wait, and those in hand.
@@ -71,7 +95,13 @@ impl<I: Shared> std::fmt::Debug for Batch<I> {
 
 impl<I: Shared> Default for Batch<I> {
     fn default() -> Self {
-        let state = State { waiting: VecDeque::new(), in_hand: HashSet::new(), under_way: 0 };
+        let state = State {
+            waiting: VecDeque::new(),
+            in_hand: HashSet::new(),
+            under_way: 0,
+            size: 0,
+            awaited: 0,
+        };
         Self { state: Mutex::new(state) }
     }
 }
@@ -85,23 +115,25 @@ impl<I: Shared> Batch<I> {
     fn push(&self, item: I, reply: oneshot::Sender<Answered<I>>) -> bool {
         let mut state = self.lock();
         let keys = item.keys();
+        state.size += item.size();
         state.waiting.push_back(Waiting { item, keys, reply });
-        let begin = state.under_way < UNDER_WAY;
-        if begin {
-            state.under_way += 1;
-        }
-        begin
+        state.begin()
     }
 
-    /// The next batch; `None` when nothing can be taken in hand now, which ends the turn of who asked.
+    /// The next batch; `None` when nothing can be taken in hand now or it is not worth it yet, which ends the turn of who asked.
     fn next(&self) -> Option<Vec<Waiting<I>>> {
         let state = &mut *self.lock();
+        if !state.is_enough() {
+            state.under_way -= 1;
+            return None;
+        }
         let mut blocked = state.in_hand.clone();
         let mut batch: Vec<Waiting<I>> = Vec::new();
         let mut passed = VecDeque::new();
         let mut size = 0;
         while let Some(waiting) = state.waiting.pop_front() {
             if waiting.reply.is_closed() {
+                state.size -= waiting.item.size();
                 // Whoever asked has gone, and will ask again if it still matters: what is over is not worth others' time.
                 continue;
             }
@@ -125,12 +157,23 @@ impl<I: Shared> Batch<I> {
             state.under_way -= 1;
             return None;
         }
+        state.size -= size;
+        state.awaited += size;
         state.in_hand.extend(batch.iter().flat_map(|w| w.keys.iter().cloned()));
         Some(batch)
     }
 
-    fn release(&self, keys: &[I::Key]) {
+    /// The next batch waits no longer for one of this size, which takes its time. True when it has to be begun.
+    fn pass(&self, size: usize) -> bool {
         let mut state = self.lock();
+        state.awaited -= size;
+        state.begin()
+    }
+
+    /// A batch has ended. `size` is what the next one still waited for.
+    fn release(&self, keys: &[I::Key], size: usize) {
+        let mut state = self.lock();
+        state.awaited -= size;
         for key in keys {
             state.in_hand.remove(key);
         }
@@ -145,26 +188,41 @@ impl<I: Shared> Batch<I> {
     ) -> Answered<I> {
         let (reply, answer) = oneshot::channel();
         if of(replica).push(item, reply) {
-            let own = Arc::clone(replica);
-            replica.shutdown.spawn(async move {
-                // Whoever is just arriving comes along.
-                tokio::task::yield_now().await;
-                while let Some(batch) = of(&own).next() {
-                    let keys: Vec<I::Key> = batch.iter().flat_map(|w| w.keys.clone()).collect();
-                    // In a task of its own, so that a panic ends neither the turn nor the keys that it holds.
-                    let replica = Arc::clone(&own);
-                    let done = tokio::spawn(async move { carry_out(&replica, batch).await });
-                    if done.await.is_err() {
-                        tracing::error!("a batch panicked");
-                    }
-                    of(&own).release(&keys);
-                }
-            });
+            Self::turn(replica, of);
         }
         answer.await.unwrap_or_else(|_| {
             let what = "what became of this batch";
             Err(Arc::new(StoreError::Unknown { what: what.to_owned() }))
         })
+    }
+
+    /// Does one batch after the other, as long as there is enough for one.
+    fn turn(replica: &Arc<Replica>, of: fn(&Replica) -> &Self) {
+        let own = Arc::clone(replica);
+        replica.shutdown.spawn(async move {
+            // Whoever is just arriving comes along.
+            tokio::task::yield_now().await;
+            while let Some(batch) = of(&own).next() {
+                let keys: Vec<I::Key> = batch.iter().flat_map(|w| w.keys.clone()).collect();
+                let mut size = batch.iter().map(|w| w.item.size()).sum();
+                // In a task of its own, so that a panic ends neither the turn nor the keys that it holds.
+                let replica = Arc::clone(&own);
+                let mut done = tokio::spawn(async move { carry_out(&replica, batch).await });
+                let done = match tokio::time::timeout(PATIENCE, &mut done).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        if of(&own).pass(std::mem::take(&mut size)) {
+                            Self::turn(&own, of);
+                        }
+                        done.await
+                    }
+                };
+                if done.is_err() {
+                    tracing::error!("a batch panicked");
+                }
+                of(&own).release(&keys, size);
+            }
+        });
     }
 }
 
@@ -252,9 +310,9 @@ mod tests {
         assert!(!push(&queue, &["c"], 1));
         assert_eq!(keys(queue.next()), ["a", "c"], "b waits behind the one that waits for a");
         assert_eq!(keys(queue.next()), [""; 0], "all that is left is in hand or waits for it");
-        queue.release(&["a", "c"]);
+        queue.release(&["a", "c"], 2);
         assert_eq!(keys(queue.next()), ["a", "b"]);
-        queue.release(&["a", "b"]);
+        queue.release(&["a", "b"], 1);
         assert_eq!(keys(queue.next()), ["b"]);
     }
 
@@ -265,6 +323,26 @@ mod tests {
         push(&queue, &["big"], 9);
         push(&queue, &["b"], 1);
         assert_eq!(keys(queue.next()), ["a", "b"]);
+        queue.release(&["a", "b"], 3);
         assert_eq!(keys(queue.next()), ["big"]);
+    }
+
+    #[test]
+    fn a_batch_beside_another_is_as_large_or_the_other_takes_its_time() {
+        let queue = Batch::default();
+        assert!(push(&queue, &["a"], 2));
+        assert_eq!(keys(queue.next()), ["a"]);
+        assert!(!push(&queue, &["b"], 1), "it gathers");
+        assert!(push(&queue, &["c"], 1), "as much as is in hand");
+        assert_eq!(keys(queue.next()), ["b", "c"]);
+        assert!(!push(&queue, &["d"], 1), "two are under way");
+        queue.release(&["a"], 2);
+        assert_eq!(keys(queue.next()), [""; 0], "the turn ends; d comes when b and c are done, or");
+        assert!(queue.pass(2), "when they take their time");
+        assert_eq!(keys(queue.next()), ["d"]);
+        queue.release(&["b", "c"], 0);
+        queue.release(&["d"], 1);
+        assert_eq!(keys(queue.next()), [""; 0]);
+        assert_eq!(queue.lock().awaited, 0);
     }
 }
