@@ -192,8 +192,9 @@ impl Store {
         gone: usize,
         round: u32,
     ) -> Result<Candidates, StoreError> {
-        let (reading, share) = (self.crowd().read(), self.crowd().share());
-        let wanted = asking.wanted * share.of() + self.crowd().under_way();
+        let share = self.crowd().share();
+        let (reading, others) = self.crowd().read(asking.wanted);
+        let wanted = asking.wanted * share.of() + others;
         let depth = depth(i64::try_from(wanted).unwrap_or(i64::MAX), gone, round);
         let sets: Vec<&CapabilitySet> = asking.sets.iter().collect();
         let ranges = self.ready().ranges(&sets, in_full);

@@ -24,7 +24,7 @@ struct State {
     apart: usize,
     /// Counts reads and the ends of transactions.
     clock: u64,
-    /// When the reads began whose candidates are still in use.
+    /// When the reads began whose candidates are still in use, and how many tasks are going to be chosen from each.
     reads: BTreeMap<u64, usize>,
     /// Tasks chosen by a transaction under way, or by one that ended at this time: what was read before does not show it.
     chosen: HashMap<TaskId, Option<u64>>,
@@ -74,18 +74,15 @@ impl Crowd {
         state.apart = if lost { APART } else { state.apart.saturating_sub(1) };
     }
 
-    /// Begins to read candidates.
-    pub(super) fn read(&self) -> Reading {
+    /// Begins to read candidates, of which so many are wanted. Says beside it how many of those that it will find are others':
+    /// chosen by now, or going to be.
+    pub(super) fn read(&self, wanted: usize) -> (Reading, usize) {
         let mut state = lock(&self.0);
+        let others = state.chosen.len() + state.reads.values().sum::<usize>();
         state.clock += 1;
         let begun = state.clock;
-        *state.reads.entry(begun).or_default() += 1;
-        Reading { state: Arc::clone(&self.0), begun }
-    }
-
-    /// How many tasks stand in the queue for this process that it has chosen already.
-    pub(super) fn under_way(&self) -> usize {
-        lock(&self.0).chosen.len()
+        state.reads.insert(begun, wanted);
+        (Reading { state: Arc::clone(&self.0), begun }, others)
     }
 
     /// For a transaction that is about to choose.
@@ -144,12 +141,7 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         let state = &mut *lock(&self.state);
-        if let Some(count) = state.reads.get_mut(&self.begun) {
-            *count -= 1;
-            if *count == 0 {
-                state.reads.remove(&self.begun);
-            }
-        }
+        state.reads.remove(&self.begun);
         let oldest = state.reads.keys().next().copied().unwrap_or(u64::MAX);
         state.chosen.retain(|_, end| end.is_none_or(|end| end > oldest));
     }
@@ -166,6 +158,9 @@ impl Chosen {
         let state = &mut *lock(&self.state);
         gone.extend(reading.hidden(state));
         let assigned = assign(gone);
+        if let Some(wanted) = state.reads.get_mut(&reading.begun) {
+            *wanted = 0;
+        }
         for pair in &assigned.pairs {
             state.chosen.insert(pair.task_id, None);
             self.tasks.push(pair.task_id);
@@ -211,18 +206,21 @@ mod tests {
     #[test]
     fn what_one_has_chosen_another_does_not_until_it_is_read_anew() {
         let crowd = Crowd::default();
-        let (one, two) = (crowd.read(), crowd.read());
+        let read = |wanted| crowd.read(wanted);
+        let ((one, before), (two, others)) = (read(2), read(1));
+        assert_eq!((before, others), (0, 2), "the second reads as much more as the first wants");
         let mut first = crowd.chosen();
         assert_eq!(choose(&mut first, &one, &[1, 2]), [1, 2]);
         assert_eq!(choose(&mut crowd.chosen(), &two, &[1, 2, 3]), [3]);
-        let during = crowd.read();
+        let (during, others) = read(1);
+        assert_eq!(others, 2 + 1, "as much as is chosen, by one that has ended, too");
         drop((one, first));
         assert_eq!(two.taken().len(), 2 + 1, "read before the ends");
         assert_eq!(choose(&mut crowd.chosen(), &during, &[1, 2]), [0_u128; 0]);
-        let after = crowd.read();
+        let (after, _) = read(1);
         assert!(after.taken().is_empty());
         drop((two, during, after));
-        assert_eq!(crowd.under_way(), 0, "nothing is kept");
+        assert_eq!(read(1).1, 0, "nothing is kept");
     }
 
     #[test]
