@@ -30,7 +30,7 @@ use serde::Serialize;
 use warp::{
     Filter, Rejection,
     filters::BoxedFilter,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
     reply::{Reply, Response},
 };
 
@@ -141,24 +141,40 @@ async fn detached_handing(
 
 /// 200 with JSON.
 fn ok(body: &impl Serialize) -> Answer {
-    Ok(warp::reply::json(body).into_response())
+    with_status(StatusCode::OK, body)
 }
 
 /// JSON under another status.
 fn with_status(status: StatusCode, body: &impl Serialize) -> Answer {
-    Ok(warp::reply::with_status(warp::reply::json(body), status).into_response())
+    // Most bodies are a task or two: one piece of memory, without a tree of values in between.
+    let mut json = Vec::with_capacity(4 << 10);
+    serde_json::to_writer(&mut json, body).map_err(|error| {
+        tracing::error!(%error, "an answer could not be written as JSON");
+        ApiError::internal()
+    })?;
+    let mut response = Response::new(json.into());
+    *response.status_mut() = status;
+    let is_json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, is_json);
+    Ok(response)
+}
+
+#[derive(Serialize)]
+struct Page<'a, T> {
+    items: &'a [T],
+    next_cursor: Option<String>,
 }
 
 /// A page of a list; there is a next one when this one is full.
 fn page<T: Serialize>(items: &[T], limit: i64, cursor: impl Fn(&T) -> String) -> Answer {
     let full = i64::try_from(items.len()).unwrap_or(i64::MAX) >= limit;
-    let next = items.last().filter(|_| full).map(cursor);
-    ok(&serde_json::json!({"items": items, "next_cursor": next}))
+    let next_cursor = items.last().filter(|_| full).map(cursor);
+    ok(&Page { items, next_cursor })
 }
 
 /// A task in full, with the prompt that a CLI is given.
 fn full(mut task: Task) -> Task {
-    task.prompt = Some(crate::coordinator::prompt_of(&task));
+    task.prompt = Some(crate::execution::prompt(&task));
     task
 }
 

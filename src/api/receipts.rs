@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use warp::{Filter, filters::BoxedFilter, reply::Response};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     coordinator::{Handed, Replica, settle},
-    model::{Actor, Artifact, Lease, Receipt, ReceiptStatus, SessionId, check_text},
+    model::{Actor, Artifact, Lease, Receipt, ReceiptStatus, SessionId, Task, check_text},
     store::{EndLease, Ended, HeldLease, Outcome, Waiter},
 };
 
@@ -53,9 +53,25 @@ struct Address {
     lease: Option<i64>,
 }
 
+/// What `complete?dequeue=true` answers.
+#[derive(Serialize)]
+struct Completed {
+    task: Task,
+    next: Option<Task>,
+}
+
 /// Reads a receipt, and whose it is.
 fn read(value: Value) -> Result<(Address, Receipt), ApiError> {
-    Ok((from_value(value.clone())?, read_receipt(value)?))
+    let address = match &value {
+        Value::Object(all) => {
+            let named = ["agent_id", "task_id", "lease"]
+                .into_iter()
+                .filter_map(|name| Some((name.to_owned(), all.get(name)?.clone())));
+            Value::Object(named.collect())
+        }
+        other => other.clone(),
+    };
+    Ok((from_value(address)?, read_receipt(value)?))
 }
 
 async fn complete(
@@ -90,7 +106,7 @@ async fn complete(
         return Ok((ok(&task)?, None));
     }
     let next = settled.next.as_mut().and_then(|handed| handed.take_tasks().pop()).map(full);
-    Ok((ok(&json!({"task": task, "next": next}))?, settled.next))
+    Ok((ok(&Completed { task, next })?, settled.next))
 }
 
 async fn by_body(call: Call) -> Result<(Response, Option<Handed>), ApiError> {

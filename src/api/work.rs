@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -65,6 +65,12 @@ struct DequeueBody {
     request_id: Option<String>,
 }
 
+/// What an agent is given that asks for several.
+#[derive(Serialize)]
+struct Tasks<'a> {
+    tasks: &'a [Task],
+}
+
 async fn dequeue(mut call: Call) -> Answer {
     call.principal().await?;
     let body: DequeueBody = call.json()?;
@@ -105,7 +111,7 @@ async fn dequeue(mut call: Call) -> Answer {
             let tasks: Vec<Task> = handed.take_tasks().into_iter().map(full).collect();
             let reply = match tasks.as_slice() {
                 [one] if body.max_tasks.is_none() => ok(one),
-                tasks => ok(&json!({"tasks": tasks})),
+                tasks => ok(&Tasks { tasks }),
             };
             handed.delivered();
             reply
