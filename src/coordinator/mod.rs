@@ -50,6 +50,7 @@ use std::{
 
 use uuid::Uuid;
 
+pub(crate) use self::hosts::programs_of;
 pub use self::{
     callers::Callers,
     create::create,
@@ -61,7 +62,6 @@ pub use self::{
     start::start,
     wake::Wake,
 };
-pub(crate) use self::{hosts::programs_of, runner::prompt_of};
 use crate::{
     config::{self, Config, Database},
     execution::{Executor, InvalidTarget, LocalExecutor, SshExecutor},

@@ -13,10 +13,8 @@ use std::{
 use self::attempt::Attempt;
 use super::{Replica, hosts, until_stored};
 use crate::{
-    execution::{
-        Killed, PromptParts, RunState, StartSpec, Started, kill, prompt, start, task_environment,
-    },
-    model::{HostAgentId, Lease, Task, TaskId, TaskSpec},
+    execution::{Killed, RunState, StartSpec, Started, kill, prompt, start, task_environment},
+    model::{HostAgentId, Lease, TaskId},
     store::{HeldLease, NewRun, PushClaim, StoreError, TakenOver},
     telemetry::error_chain,
 };
@@ -172,7 +170,7 @@ async fn begin(
     let spec = StartSpec {
         command: cli.command.clone(),
         prompt_via: cli.prompt,
-        prompt: prompt_of(&task).into_bytes(),
+        prompt: prompt(&task).into_bytes(),
         env: task_environment(cli, &task),
         checkout: slot.host.checkout,
         timeout: attempt.timeout,
@@ -237,25 +235,6 @@ async fn resume(replica: &Arc<Replica>, taken: TakenOver) -> Result<(), StoreErr
         return attempt.lease_is_gone().await;
     }
     attempt.follow_to_the_end(run.next_offset).await
-}
-
-/// The prompt, made from the version of the text that the claim handed out.
-pub(crate) fn prompt_of(task: &Task) -> String {
-    let spec = TaskSpec {
-        title: task.title.clone(),
-        body: task.body.clone().unwrap_or_default(),
-        labels: task.labels.clone(),
-        capabilities: task.capabilities.clone(),
-        repo: task.repo.clone(),
-        issue_url: task.issue_url.clone(),
-        notes: task.notes.clone(),
-    };
-    prompt(PromptParts {
-        key: &task.key,
-        spec: &spec,
-        branch_name: &task.branch_name,
-        attempt: task.attempt,
-    })
 }
 
 fn whole_secs(duration: Duration) -> i32 {

@@ -50,7 +50,7 @@ pub use local::LocalExecutor;
 pub use outcome::{Outcome, OutcomeKind};
 pub use parse::Parser;
 pub use probe::{ProbeReport, probe};
-pub use prompt::{PromptParts, prompt};
+pub use prompt::prompt;
 pub use read::{Chunk, ExitReason, RunState, read, stderr_tail};
 pub use run_dir::{RunDir, RunError};
 pub use ssh::{InvalidTarget, SshExecutor};

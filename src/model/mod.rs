@@ -21,7 +21,7 @@ pub use issue::{Change, Decision, IssueState, TaskView, decide};
 pub use receipt::{Artifact, Receipt, ReceiptStatus, StoredReceipt, Usage};
 pub(crate) use task::words;
 pub use task::{
-    ExecutionMode, Note, Priority, Repo, Source, Status, Task, TaskSpec, UnknownWord, branch_name,
+    ExecutionMode, Note, Priority, Repo, Source, Status, Task, UnknownWord, branch_name,
 };
 pub use text::{InvalidText, check_text, clean_text};
 pub use traceparent::{InvalidTraceparent, Traceparent};

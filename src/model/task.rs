@@ -181,25 +181,6 @@ pub struct Note {
     pub text: String,
 }
 
-/// What is to be done: the versioned, wide part of a task.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TaskSpec {
-    /// One line.
-    pub title: String,
-    /// Free text, Markdown from a forge.
-    pub body: String,
-    /// All labels, requirements and metadata alike.
-    pub labels: Vec<String>,
-    /// The labels that are requirements, sorted.
-    pub capabilities: Vec<String>,
-    /// Null unless from a forge or given at creation.
-    pub repo: Option<Repo>,
-    /// Null unless from a forge or given at creation.
-    pub issue_url: Option<String>,
-    /// What later attempts must know.
-    pub notes: Vec<Note>,
-}
-
 /// A task as the API answers it. Column names of `fleet.tasks` are the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are docs/api.md's, where each is explained")]
