@@ -194,7 +194,8 @@ impl Store {
     ) -> Result<Candidates, StoreError> {
         let share = self.crowd().share();
         let (reading, others) = self.crowd().read(asking.wanted);
-        let wanted = asking.wanted * share.of() + others;
+        // What others have chosen here is of the same part of the queue.
+        let wanted = share.so_deep(asking.wanted + others);
         let depth = depth(i64::try_from(wanted).unwrap_or(i64::MAX), gone, round);
         let sets: Vec<&CapabilitySet> = asking.sets.iter().collect();
         let ranges = self.ready().ranges(&sets, in_full);

@@ -12,7 +12,9 @@ use super::{Standing, Store, asking::Assigned, ready::Candidate};
 use crate::model::TaskId;
 
 /// After a loss to another replica so many claims are made apart from it.
-const APART: usize = 64;
+const APART: usize = 256;
+/// Whose tasks stand where is chance: so many more of one's own are looked for.
+const SPREAD: usize = 12;
 /// Among more replicas than this nobody looks for tasks of its own: it would have to read too many of the others'.
 const MOST: u32 = 8;
 
@@ -102,9 +104,12 @@ impl Share {
     /// Everything.
     const ALL: Self = Self(Standing { place: 0, of: 1 });
 
-    /// So many times as much has to be read.
-    pub(super) fn of(self) -> usize {
-        self.0.of as usize
+    /// How many candidates have to be read so that so many of its own are among them, as a rule.
+    pub(super) fn so_deep(self, wanted: usize) -> usize {
+        match self.0.of as usize {
+            0 | 1 => wanted,
+            of => (wanted + SPREAD) * of,
+        }
     }
 
     /// Candidates in order, its own ones first, as far as they have the priority of the first.
@@ -237,8 +242,10 @@ mod tests {
         assert_eq!(order(crowd.share()), [2, 3, 4, 5, 7]);
         crowd.learn(true);
         assert_eq!(order(crowd.share()), [3, 5, 2, 4, 7]);
+        assert_eq!(crowd.share().so_deep(3), (3 + SPREAD) * 2);
         (0..APART).for_each(|_| crowd.learn(false));
         assert_eq!(crowd.share(), Share::ALL);
+        assert_eq!(crowd.share().so_deep(3), 3);
         crowd.learn(true);
         for (place, of) in [(0, 1), (0, 0), (3, 2), (1, 100)] {
             stand(place, of);
