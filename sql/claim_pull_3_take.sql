@@ -1,17 +1,15 @@
 -- Purpose: the claim by dequeue, last statement: takes each task for its one session, and shows it
 --          as sql/get_tasks.sql does. Whoever locks the row first has
 --          it; what is gone by now is skipped, and only what is returned is taken. An undecided task becomes http_pull.
--- Locks:   tasks by id, FOR UPDATE SKIP LOCKED; sessions that this transaction has locked before.
+-- Locks:   tasks by id, FOR UPDATE SKIP LOCKED.
 -- Index:   tasks_pkey; agents_pkey; sessions_pkey; task_specs_pkey; receipts_pkey.
 -- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers;
--- $5 uuid: who claims; $6 uuid[]: those of the sessions for which another process claimed before, or whose last sign of
--- life could not be written for long because they are locked for claims all the time; $7 double precision[]: how many
--- seconds ago each of these asked. That is its sign of life; the claim is none: whoever asked may have died since.
+-- $5 uuid[] and $6 double precision[]: the sessions whose sign of life claim_pull_4_switch is about to write.
 with pair as materialized (
   select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[]) as p(task_id, session_id, agent_id, claim_id)
 ),
 switched as materialized (
-  select session_id, now() - make_interval(secs => age) as asked_at from unnest($6::uuid[], $7::double precision[]) as w(session_id, age)
+  select session_id, now() - make_interval(secs => age) as asked_at from unnest($5::uuid[], $6::double precision[]) as w(session_id, age)
 ),
 own as materialized (
   select t.task_id, t.status, p.session_id, p.agent_id, p.claim_id
@@ -39,12 +37,6 @@ event as (
   select task_id, 'claimed', from_status, 'assigned', 'agent:' || agent_id, lease, attempt,
          '{"execution_mode": "http_pull"}'
     from claimed
-),
-claimer as (
-  update fleet.sessions s
-     set claimer = $5, last_heartbeat_at = greatest(s.last_heartbeat_at, w.asked_at)
-    from switched w
-   where s.session_id = w.session_id
 )
 select c.session_id, c.from_status, c.agent_id,
        c.task_id, c.key, c.source, c.priority, c.status, c.execution_mode, c.pinned_to, c.lease, c.attempt,
@@ -62,4 +54,4 @@ select c.session_id, c.from_status, c.agent_id,
   left join fleet.sessions h on h.session_id = c.session_id
   left join switched w on w.session_id = c.session_id
   left join lateral (select body from fleet.receipts r
-                      where r.task_id = c.task_id order by r.lease desc limit 1) r on true
+                      where c.lease > 1 and r.task_id = c.task_id order by r.lease desc limit 1) r on true

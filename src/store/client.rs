@@ -7,8 +7,9 @@
 use std::{collections::HashMap, future::Future, sync::Arc, time::Instant};
 
 use deadpool_postgres::Object;
+use futures_util::FutureExt as _;
 use tokio_postgres::{
-    Error, IsolationLevel, Row,
+    Error, Row,
     types::{ToSql, Type},
 };
 
@@ -29,10 +30,18 @@ pub(super) struct Client {
 }
 
 /// A transaction; rolled back when dropped.
+///
+/// Not the library's, which waits for the answer to `begin` before anything else can be sent.
 pub(super) struct Transaction<'a> {
-    inner: deadpool_postgres::Transaction<'a>,
-    types: Option<&'a Types>,
+    client: &'a Client,
+    is_over: bool,
 }
+
+const BEGIN: &str = "BEGIN";
+const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// Until such a transaction ends, statements are run by the plans that they have. Where few rows are asked for, PostgreSQL
+/// would plan anew each time, and planning the statements of a claim takes longer than running them.
+const BEGIN_PLANNED: &str = "BEGIN; set local plan_cache_mode = force_generic_plan";
 
 /// What statements run on.
 pub(super) trait GenericClient: Sync {
@@ -89,18 +98,37 @@ impl GenericClient for Client {
 
 impl GenericClient for Transaction<'_> {
     async fn query(&self, statement: &Statement, params: Params<'_>) -> Result<Vec<Row>, Error> {
-        run!(self.inner, self.types, statement, params, query, query_typed)
+        self.client.query(statement, params).await
     }
 
     async fn execute(&self, statement: &Statement, params: Params<'_>) -> Result<u64, Error> {
-        run!(self.inner, self.types, statement, params, execute, execute_typed)
+        self.client.execute(statement, params).await
     }
 
     async fn prepare(&self, statement: &Statement) -> Result<(), Error> {
-        if self.types.is_none() {
-            self.inner.prepare_cached(statement.text).await?;
+        self.client.prepare(statement).await
+    }
+}
+
+impl Transaction<'_> {
+    async fn say(&self, name: &'static str, words: &str) -> Result<(), StoreError> {
+        in_time(self.client.object.batch_execute(words))
+            .await?
+            .map_err(|source| StoreError::Statement { statement: name, source })
+    }
+
+    /// Begins one that is open, by the plans that there are. What is sent after this may be sent before it is answered.
+    pub(super) async fn begin_planned(&self) -> Result<(), StoreError> {
+        self.say("begin", BEGIN_PLANNED).await
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // Sent at once; whoever has this connection next comes after it.
+            let _ = self.client.object.batch_execute("ROLLBACK").now_or_never();
         }
-        Ok(())
     }
 }
 
@@ -110,31 +138,30 @@ impl Client {
     }
 }
 
-fn begin_failed(source: Error) -> StoreError {
-    StoreError::Statement { statement: "begin", source }
+/// A transaction that is to be begun with what is sent on it first.
+pub(super) fn open(client: &mut Client) -> Transaction<'_> {
+    Transaction { client, is_over: false }
 }
 
 /// Begins a transaction.
 pub(super) async fn begin(client: &mut Client) -> Result<Transaction<'_>, StoreError> {
-    let Client { object, types } = client;
-    let inner = in_time(object.transaction()).await?.map_err(begin_failed)?;
-    Ok(Transaction { inner, types: types.as_deref() })
+    let tx = open(client);
+    tx.say("begin", BEGIN).await?;
+    Ok(tx)
 }
 
 /// Begins a transaction that only reads, all of it as of one moment.
 pub(super) async fn begin_snapshot(client: &mut Client) -> Result<Transaction<'_>, StoreError> {
-    let Client { object, types } = client;
-    let builder = object.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
-    let inner = in_time(builder.read_only(true).start()).await?.map_err(begin_failed)?;
-    Ok(Transaction { inner, types: types.as_deref() })
+    let tx = open(client);
+    tx.say("begin", BEGIN_SNAPSHOT).await?;
+    Ok(tx)
 }
 
 /// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
-pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
+pub(super) async fn commit(mut tx: Transaction<'_>) -> Result<(), StoreError> {
     let started = Instant::now();
-    in_time(tx.inner.commit())
-        .await?
-        .map_err(|source| StoreError::Statement { statement: "commit", source })?;
+    tx.say("commit", "COMMIT").await?;
+    tx.is_over = true;
     crate::metrics::commit(started.elapsed());
     Ok(())
 }
@@ -146,7 +173,8 @@ pub(super) async fn describe(client: &mut Client) -> Result<Types, StoreError> {
     let mut types = Types::new();
     for statement in STATEMENTS {
         let prepared = tx
-            .inner
+            .client
+            .object
             .prepare(statement.text)
             .await
             .map_err(|source| StoreError::Statement { statement: statement.name, source })?;

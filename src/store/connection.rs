@@ -11,7 +11,7 @@ use deadpool_postgres::{
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client as Session, Row, SimpleQueryMessage};
 
-pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit};
+pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit, open};
 use super::{
     StoreError,
     client::{self, Client, Types},

@@ -17,7 +17,7 @@ use super::{
     EndLease, Ended, Store, StoreError,
     asking::{Asking, Assigned, Candidates, Pair, TASKS},
     claims::{ROUNDS, claimed_line},
-    connection::{GenericClient, begin, commit},
+    connection::{GenericClient, commit, open},
     crowd::Chosen,
     error::retry,
     journal::Journal,
@@ -26,7 +26,8 @@ use super::{
     rows::{self, get},
     statement::{
         CHECK_SESSIONS, CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED,
-        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, END_LEASES, GET_TASKS, KEEP_CLAIMS, PLAN_ONCE,
+        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, CLAIM_PULL_4_SWITCH, END_LEASES, GET_TASKS,
+        KEEP_CLAIMS, Params,
     },
 };
 use crate::model::{Actor, CapabilitySet, Lease, SessionId, Task, TaskId};
@@ -193,13 +194,13 @@ impl Store {
     ) -> Result<Worked, StoreError> {
         let mut client = self.client().await?;
         for statement in [
-            PLAN_ONCE,
             CLAIM_PULL_1_LOCK,
             END_LEASES,
             CLAIM_PULL_2_HELD,
             CLAIM_PULL_2_PINNED,
             CLAIM_PULL_2_READY,
             CLAIM_PULL_3_TAKE,
+            CLAIM_PULL_4_SWITCH,
             GET_TASKS,
         ] {
             statement.prepare(&client).await?;
@@ -215,11 +216,11 @@ impl Store {
 
         let mut chosen = self.crowd().chosen();
         let mut journal = Journal::default();
-        let tx = begin(&mut client).await?;
+        let tx = open(&mut client);
         // One round trip, in this order: sessions are locked first.
         let (_, locked, ended, candidates) = tokio::try_join!(
             biased;
-            PLAN_ONCE.rows(&tx, &[]),
+            tx.begin_planned(),
             async {
                 if sessions.is_empty() { Ok(Vec::new()) } else { CLAIM_PULL_1_LOCK.rows(&tx, &[&sessions]).await }
             },
@@ -424,9 +425,18 @@ impl Store {
         let (switched, ages): (Vec<Uuid>, Vec<f64>) =
             switched.iter().filter_map(|session| Some((*session, asked(session)?))).unzip();
         let claimer = self.ledger().claimer;
-        CLAIM_PULL_3_TAKE
-            .rows(tx, &[&tasks, &holders, &agents, &requests, &claimer, &switched, &ages])
-            .await
+        let take: Params<'_> = &[&tasks, &holders, &agents, &requests, &switched, &ages];
+        let (taken, _) = tokio::try_join!(
+            biased;
+            CLAIM_PULL_3_TAKE.rows(tx, take),
+            async {
+                if switched.is_empty() {
+                    return Ok(0);
+                }
+                CLAIM_PULL_4_SWITCH.run(tx, &[&claimer, &switched, &ages]).await
+            },
+        )?;
+        Ok(taken)
     }
 
     /// What the locked sessions hold, without the leases that are `over` by now: as remembered where this process was the

@@ -91,7 +91,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
         (
             "claim_pull_3_take",
             "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()], \
-             gen_random_uuid(), array[gen_random_uuid()], array[0]",
+             array[gen_random_uuid()], array[0]",
         ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
     ] {
