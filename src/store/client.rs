@@ -117,7 +117,8 @@ impl Transaction<'_> {
             .map_err(|source| StoreError::Statement { statement: name, source })
     }
 
-    /// Begins one that is open, by the plans that there are. What is sent after this may be sent before it is answered.
+    /// Begins one that is open, by the plans that there are. What is sent after this may be sent before it is answered: only
+    /// what may be repeated, should it ever be committed by itself because the server cancelled this.
     pub(super) async fn begin_planned(&self) -> Result<(), StoreError> {
         self.say("begin", BEGIN_PLANNED).await
     }
