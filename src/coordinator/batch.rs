@@ -1,9 +1,8 @@
 //! Writes that arrive together commit together: a commit costs the same for one as for fifty.
 //!
 //! What arrives while nothing is under way is done at once; while a batch is under way, the next one gathers until it is as
-//! large as that one, or for a few milliseconds: many small batches would cost the database more. Of items
-//! that are about the same thing (a task, a key, a session) one is in hand at a time, and they take turns in the order of
-//! their arrival. A batch that the database refuses is done again item by item, so that one bad item hurts nobody else.
+//! large as that one, or for a few milliseconds: many small batches would cost the database more. Of items that are about
+//! the same thing (a task, a key, a session) one is in hand at a time, and they take turns in the order of their arrival. A batch that the database refuses is done again item by item, so that one bad item hurts nobody else.
 //! Each caller is answered after its commit, with what came of its own item. What nobody waits for any more is left out,
 //! unless it is in hand by then.
 
@@ -133,8 +132,8 @@ impl<I: Shared> Batch<I> {
         let mut size = 0;
         while let Some(waiting) = state.waiting.pop_front() {
             if waiting.reply.is_closed() {
-                state.size -= waiting.item.size();
                 // Whoever asked has gone, and will ask again if it still matters: what is over is not worth others' time.
+                state.size -= waiting.item.size();
                 continue;
             }
             let free = waiting.keys.iter().all(|key| !blocked.contains(key));

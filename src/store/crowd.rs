@@ -106,10 +106,7 @@ impl Share {
 
     /// How many candidates have to be read so that so many of its own are among them, as a rule.
     pub(super) fn so_deep(self, wanted: usize) -> usize {
-        match self.0.of as usize {
-            0 | 1 => wanted,
-            of => (wanted + SPREAD) * of,
-        }
+        if self == Self::ALL { wanted } else { (wanted + SPREAD) * self.0.of as usize }
     }
 
     /// Candidates in order, its own ones first, as far as they have the priority of the first.

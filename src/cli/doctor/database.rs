@@ -7,6 +7,8 @@ use crate::{
     telemetry::error_chain,
 };
 
+/// What mends a server that is older than [`OLDEST`].
+const UPGRADE: &str = "upgrade the server to 14 or newer";
 /// Connections of one replica beside its pool: its own heartbeat, the agents', and its listener.
 const BESIDE_THE_POOL: usize = 3;
 /// A clock that is off by more than this misleads who reads logs of both machines.
@@ -16,7 +18,7 @@ pub(super) async fn look(store: &Store, config: &Config) -> Vec<Finding> {
     let mut findings = Findings::new("database");
     if let Err(error) = store.ping().await {
         let mend = if matches!(error, StoreError::TooOld { .. }) {
-            "upgrade the server to 14 or newer"
+            UPGRADE
         } else if error.is_refusal() {
             "the server answers and refuses: check user, password and database name in DATABASE_URL (database.url), and pg_hba.conf"
         } else {
@@ -71,7 +73,7 @@ async fn schema(store: &Store, findings: &mut Findings) {
 fn judge(found: &Examination, config: &Config, findings: &mut Findings) {
     if found.version_num < OLDEST {
         let says = format!("PostgreSQL {} is too old", found.version);
-        findings.fail("version", says, "upgrade the server to 14 or newer");
+        findings.fail("version", says, UPGRADE);
     } else {
         findings.ok("version", format!("PostgreSQL {}", found.version));
     }
