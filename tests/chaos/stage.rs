@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     postgres::url_of,
     process::Process,
     proxy::{Balancer, Line},
-    support::{Sshd, agent_fleet, eventually, free_port},
+    support::{Sshd, agent_fleet, free_port},
     watch::Watch,
 };
 
@@ -29,6 +29,8 @@ pub(crate) const REPLICA_TTL: Duration = Duration::from_secs(9);
 pub(crate) const AGENT_WINDOW: Duration = Duration::from_secs(9);
 /// `coordinator::matchmaker` polls every 2 s, give or take a quarter.
 pub(crate) const POLL_FLOOR: Duration = Duration::from_millis(2500);
+/// All of it is there this long after it was started: many times what it takes on two cores.
+const READY: Duration = Duration::from_secs(60);
 /// The administrator's credential.
 pub(crate) const ADMIN: &str = "chaos-admin-token";
 const ENROLL: &str = "chaos-enrollment-token";
@@ -112,7 +114,7 @@ impl Stage {
         let mut stage =
             Self { database, watch, balancer, replicas, lines, workers, programs, hosts, dir };
         stage.start_all();
-        stage.ready().await;
+        stage.ready().await?;
         Ok(stage)
     }
 
@@ -124,17 +126,38 @@ impl Stage {
     }
 
     /// Everything is there: replicas beat, agents are registered, each replica reaches each host.
-    async fn ready(&mut self) {
-        let agents = i64::try_from(self.workers.len() + self.programs.len()).unwrap_or_default();
-        let reached = i64::try_from(REPLICAS * HOSTS).unwrap_or_default();
-        let watch = tokio::sync::Mutex::new(&mut self.watch);
-        eventually("replicas, agents and hosts are there", async || {
-            let sql = "select (select count(*) from fleet.sessions where kind = 'agent' and ended_at is null),
-                              (select count(*) from fleet.replica_hosts where online)";
-            let row = watch.lock().await.rows(sql, &[]).await.remove(0);
-            (row.get::<_, i64>(0) >= agents && row.get::<_, i64>(1) >= reached).then_some(())
-        })
-        .await;
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let agents = i64::try_from(self.workers.len() + self.programs.len())?;
+        let reached = i64::try_from(REPLICAS * HOSTS)?;
+        let sql = "select (select count(*) from fleet.sessions where kind = 'agent' and ended_at is null),
+                          (select count(*) from fleet.replica_hosts where online)";
+        loop {
+            let rows = self.watch.try_rows(sql, &[]).await.unwrap_or_default();
+            let (registered, online) =
+                rows.first().map_or((0, 0), |row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
+            if registered >= agents && online >= reached {
+                println!("all of the fleet was there after {:.1} s", began.elapsed().as_secs_f64());
+                return Ok(());
+            }
+            if began.elapsed() > READY {
+                self.tell_of_all();
+                anyhow::bail!(
+                    "{registered} of {agents} agents are registered and {online} of {reached} ways to hosts are \
+                     open, {} s after everything was started",
+                    READY.as_secs()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Prints of each process whether it runs and the last it said.
+    fn tell_of_all(&mut self) {
+        for process in self.replicas.iter_mut().chain(&mut self.workers).chain(&mut self.programs) {
+            let state = if process.is_running() { "runs" } else { "has ended" };
+            println!("{} {state}; the last of its log:\n{}", process.name, process.last_lines(15));
+        }
     }
 }
 

@@ -149,7 +149,9 @@ fn write_known_hosts(path: &Path, port: u16, key: &Path) {
     fs::write(path, format!("[127.0.0.1]:{port} {key}")).unwrap();
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, below those that Linux gives to outgoing connections: one of these could take it
+/// before the server does that it is meant for. Its `ip_local_port_range` begins at 32768.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| rand::random_range(10_000..32_000)).find(free).unwrap()
 }
