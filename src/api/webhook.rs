@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use serde_json::json;
+use serde::Serialize;
 use warp::{Filter, filters::BoxedFilter, http::StatusCode, reply::Response};
 
 use super::{
@@ -13,14 +13,14 @@ use super::{
     v1, with_status,
 };
 use crate::{
-    coordinator::Replica,
+    coordinator::{Replica, deliver},
     forge::{
-        payload::{Content, Delivery, parse},
+        payload::{Content, parse},
         rules::is_heard,
         signature::{SignatureError, verify},
     },
-    model::IssueState,
-    store::{DeliveryResult, IssueDefaults, IssueDelivery},
+    model::{IssueState, TaskId},
+    store::{self, About, IssueDefaults},
     telemetry::error_chain,
     traces::{Kind, Span},
 };
@@ -59,71 +59,61 @@ async fn take(call: Call) -> Answer {
     let (delivery, content) = parse(header, body).map_err(|error| {
         ApiError::bad_request(format!("the delivery cannot be read: {}", error_chain(&error)))
     })?;
-    let issue = match content {
-        Content::Issue(issue) if is_heard(&config.forgejo.repos, &issue.repo.full_name) => issue,
-        Content::Issue(_) => {
-            return ignore(&call.replica, delivery, "its repository is not in forgejo.repos").await;
+    let mut span = Span::begin("webhook", Kind::Request, call.traceparent(), SystemTime::now());
+    let about = match content {
+        Content::Issue(issue) if is_heard(&config.forgejo.repos, &issue.repo.full_name) => {
+            let defaults = IssueDefaults {
+                timeout_secs: i32::try_from(config.tasks.timeout.as_secs()).unwrap_or(i32::MAX),
+                max_retries: i32::try_from(config.tasks.max_retries).unwrap_or(i32::MAX),
+                traceparent: span.traceparent(),
+            };
+            let key = issue.key();
+            About::Issue { key, state: Box::new(IssueState::from(*issue)), defaults }
         }
-        Content::Ignored(reason) => return ignore(&call.replica, delivery, reason).await,
+        Content::Issue(_) => About::Nothing("its repository is not in forgejo.repos"),
+        Content::Ignored(reason) => About::Nothing(reason),
     };
-    let taken = IssueDelivery {
+    let delivery = Arc::new(store::Delivery {
         delivery_id: delivery.delivery_id,
         body_hash: delivery.body_hash,
         event: delivery.event_type,
         action: delivery.action,
-        key: issue.key(),
-        state: IssueState::from(*issue),
-    };
-    let mut span = Span::begin("webhook", Kind::Request, call.traceparent(), SystemTime::now());
-    let defaults = IssueDefaults {
-        timeout_secs: i32::try_from(config.tasks.timeout.as_secs()).unwrap_or(i32::MAX),
-        max_retries: i32::try_from(config.tasks.max_retries).unwrap_or(i32::MAX),
-        traceparent: span.traceparent(),
-    };
-    let taking = call.replica.store.take_issue(&taken, defaults).await;
-    let outcome = taking.inspect_err(|_| span.fail())?;
-    span.set("task.key", &taken.key);
-    span.set("task.outcome", outcome.result.as_str());
-    if let Some(task_id) = outcome.task_id {
-        span.set("task.id", task_id);
-    }
-    span.end();
+        about,
+    });
+    let outcome = deliver(&call.replica, &delivery).await.inspect_err(|_| span.fail())?;
     crate::metrics::delivery(outcome.result.as_str());
-    if outcome.wakes {
-        call.replica.wake_ready();
-        call.replica.wake_revoked();
+    if let About::Issue { key, .. } = &delivery.about {
+        span.set("task.key", key);
+        span.set("task.outcome", outcome.result.as_str());
+        if let Some(task_id) = outcome.task_id {
+            span.set("task.id", task_id);
+        }
+        span.end();
+        tracing::info!(
+            delivery.id = delivery.delivery_id,
+            task.key = key,
+            action = delivery.action,
+            result = outcome.result.as_str(),
+            reason = outcome.reason,
+            "webhook delivery"
+        );
     }
-    tracing::info!(
-        delivery.id = taken.delivery_id,
-        task.key = taken.key,
-        action = taken.action,
-        result = outcome.result.as_str(),
-        reason = outcome.reason,
-        "webhook delivery"
-    );
-    let mut reply = json!({"delivery_id": taken.delivery_id, "result": outcome.result.as_str()});
-    if let Some(task_id) = outcome.task_id {
-        reply["task_id"] = json!(task_id);
-    }
-    if let Some(reason) = outcome.reason {
-        reply["reason"] = json!(reason);
-    }
-    with_status(StatusCode::ACCEPTED, &reply)
+    let taken = Taken {
+        delivery_id: &delivery.delivery_id,
+        result: outcome.result.as_str(),
+        task_id: outcome.task_id,
+        reason: outcome.reason,
+    };
+    with_status(StatusCode::ACCEPTED, &taken)
 }
 
-async fn ignore(replica: &Replica, delivery: Delivery, reason: &'static str) -> Answer {
-    let first = replica
-        .store
-        .take_other(
-            &delivery.delivery_id,
-            delivery.body_hash,
-            &delivery.event_type,
-            &delivery.action,
-        )
-        .await?;
-    let result = if first { DeliveryResult::Ignored } else { DeliveryResult::Duplicate };
-    crate::metrics::delivery(result.as_str());
-    let reply =
-        json!({"delivery_id": delivery.delivery_id, "result": result.as_str(), "reason": reason});
-    with_status(StatusCode::ACCEPTED, &reply)
+/// What the forge is answered.
+#[derive(Serialize)]
+struct Taken<'a> {
+    delivery_id: &'a str,
+    result: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_id: Option<TaskId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`dispatcher`] | phase 1 pushes tasks to hosts; phase 2 leaves to pull what no host could ever serve |
 //! | [`matchmaker`] | claims for the agents that wait |
-//! | [`settle`](mod@settle), [`create`](mod@create), [`start`](mod@start), [`batch`] | no loops: writes that arrive together commit together |
+//! | [`settle`](mod@settle), [`create`](mod@create), [`deliver`](mod@deliver), [`start`](mod@start), [`batch`] | no loops: writes that arrive together commit together |
 //! | [`callers`] | remembers who callers are, and looks again |
 //! | [`runner`] | one run on a host: start, follow, settle; also runs taken over from a dead replica |
 //! | [`hosts`], [`sweep`] | probes the hosts, and ends what is left over there |
@@ -22,6 +22,7 @@
 mod batch;
 mod callers;
 mod create;
+mod deliver;
 mod dispatcher;
 pub(crate) mod gauges;
 mod handed;
@@ -54,6 +55,7 @@ pub(crate) use self::hosts::programs_of;
 pub use self::{
     callers::Callers,
     create::create,
+    deliver::deliver,
     handed::Handed,
     heartbeats::{Answer as HeartbeatAnswer, Heartbeats},
     matchmaker::{Answer, Matchmaker, Place},
@@ -144,6 +146,8 @@ pub struct Replica {
     settling: batch::Batch<settle::Settle>,
     /// Creations that arrive together.
     creating: batch::Batch<create::Create>,
+    /// Deliveries of the forge that arrive together.
+    delivering: batch::Batch<deliver::Deliver>,
     /// What holders say of their work at the same time.
     starting: batch::Batch<start::Say>,
     /// When to stop.
@@ -197,6 +201,7 @@ impl Replica {
             callers: Callers::default(),
             settling: batch::Batch::default(),
             creating: batch::Batch::default(),
+            delivering: batch::Batch::default(),
             starting: batch::Batch::default(),
             shutdown,
             pulse,

@@ -215,7 +215,7 @@ impl Store {
 
     /// Creates all of them or none. Keys must be distinct within the request.
     pub async fn create_tasks(&self, request: &NewRequest) -> Result<Creation, StoreError> {
-        self.know_lanes(std::slice::from_ref(request)).await?;
+        self.know_lanes(sets(std::slice::from_ref(request))).await?;
         let count = request.tasks.len();
         let ids = retry!(self.make_ids_and_find(count, &[]).await)?.0;
         let rows = identified(&ids, std::slice::from_ref(request));
@@ -232,7 +232,7 @@ impl Store {
         if let [one] = requests {
             return Ok(vec![self.create_tasks(one).await?]);
         }
-        self.know_lanes(requests).await?;
+        self.know_lanes(sets(requests)).await?;
         let count = requests.iter().map(|r| r.tasks.len()).sum();
         let named: Vec<&str> =
             requests.iter().flat_map(|r| &r.tasks).filter_map(|task| task.key.as_deref()).collect();
@@ -321,9 +321,11 @@ impl Store {
     }
 
     /// Gives each set that has none yet its lane.
-    async fn know_lanes(&self, requests: &[NewRequest]) -> Result<(), StoreError> {
-        let mut sets: Vec<&[String]> =
-            requests.iter().flat_map(|r| &r.tasks).map(|t| t.capabilities.as_slice()).collect();
+    pub(super) async fn know_lanes<'a>(
+        &self,
+        sets: impl Iterator<Item = &'a [String]>,
+    ) -> Result<(), StoreError> {
+        let mut sets: Vec<&[String]> = sets.collect();
         sets.sort_unstable();
         sets.dedup();
         sets.retain(|set| !self.ready().has_lane(set));
@@ -397,6 +399,11 @@ impl Store {
         journal.write();
         Ok(Creation { outcome, tasks, places: inserted.places })
     }
+}
+
+/// What the tasks of requests require.
+fn sets(requests: &[NewRequest]) -> impl Iterator<Item = &[String]> {
+    requests.iter().flat_map(|r| &r.tasks).map(|task| task.capabilities.as_slice())
 }
 
 fn identified<'a>(ids: &[TaskId], requests: &'a [NewRequest]) -> Vec<Identified<'a>> {

@@ -4,169 +4,21 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
-    NewTask, Store, StoreError,
-    connection::{GenericClient, begin, commit},
+    DeliveryOutcome, DeliveryResult, IssueDefaults, NewTask, StoreError,
+    connection::GenericClient,
     create::{self, Identified},
-    error::retry,
     journal::{Journal, Line},
     rows::{self, get, word},
     statement::{
-        CANCEL_TASK, COMPLETE_BY_FORGE, FIND_DELIVERY, FIND_ISSUE_HASH, INSERT_DELIVERY,
-        LOCK_ISSUE_TASK, READ_ISSUE, RETRY_TASK, SET_DELIVERY_RESULT, SET_ISSUE_APPLIED,
-        UPDATE_SPEC, UPSERT_ISSUE,
+        CANCEL_TASK, COMPLETE_BY_FORGE, LOCK_ISSUE_TASK, READ_ISSUE, RETRY_TASK, SET_ISSUE_APPLIED,
+        UPDATE_SPEC,
     },
     traced::Traced,
 };
 use crate::model::{
     Actor, Change, Decision, EventType, ExecutionMode, IssueState, Lease, Priority, Source, Status,
-    TaskId, TaskView, Traceparent, decide, words,
+    TaskId, TaskView, decide,
 };
-
-words! {
-    /// What came of a delivery.
-    DeliveryResult {
-        /// A task was made.
-        Created = "created",
-        /// A task was changed, or will be when it is free.
-        Updated = "updated",
-        /// Nothing was to be done.
-        Ignored = "ignored",
-        /// It had been taken before.
-        Duplicate = "duplicate",
-    }
-}
-
-/// A delivery that is about an issue.
-#[derive(Debug, Clone)]
-pub struct IssueDelivery {
-    /// Unique for each delivery.
-    pub delivery_id: String,
-    /// SHA-256 of the raw body.
-    pub body_hash: [u8; 32],
-    /// The fine event, `issues` or `issue_label`.
-    pub event: String,
-    /// What happened, `opened` and so on.
-    pub action: String,
-    /// `org/repo#42`
-    pub key: String,
-    /// The issue.
-    pub state: IssueState,
-}
-
-/// What came of a delivery.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssueOutcome {
-    /// In one word.
-    pub result: DeliveryResult,
-    /// The task that it is about.
-    pub task_id: Option<TaskId>,
-    /// Why it was ignored.
-    pub reason: Option<&'static str>,
-    /// A task became ready, or a holder has to be told.
-    pub wakes: bool,
-}
-
-/// What an issue does not say of its task: time limit and retries are from the configuration of the replica that heard of
-/// it.
-#[derive(Debug, Clone, Copy)]
-pub struct IssueDefaults {
-    /// Seconds.
-    pub timeout_secs: i32,
-    /// Retries.
-    pub max_retries: i32,
-    /// The trace of the delivery.
-    pub traceparent: Option<Traceparent>,
-}
-
-impl Store {
-    /// Takes a delivery about an issue: once, whatever its order, in one transaction.
-    pub async fn take_issue(
-        &self,
-        delivery: &IssueDelivery,
-        defaults: IssueDefaults,
-    ) -> Result<IssueOutcome, StoreError> {
-        if let Some(set) = &delivery.state.capabilities {
-            self.intern_lanes(std::iter::once(set.as_slice())).await?;
-        }
-        retry!(self.take_issue_once(delivery, defaults).await)
-    }
-
-    async fn take_issue_once(
-        &self,
-        delivery: &IssueDelivery,
-        defaults: IssueDefaults,
-    ) -> Result<IssueOutcome, StoreError> {
-        let mut client = self.client().await?;
-        let tx = begin(&mut client).await?;
-        let hash = &delivery.body_hash[..];
-        let id = &delivery.delivery_id;
-        let first =
-            INSERT_DELIVERY.run(&tx, &[id, &hash, &delivery.event, &delivery.action]).await?;
-        if first == 0 {
-            let row = FIND_DELIVERY.row(&tx, &[id]).await?;
-            let task_id = row.and_then(|r| get::<Option<Uuid>>(&r, "task_id")).map(TaskId);
-            return Ok(IssueOutcome {
-                result: DeliveryResult::Duplicate,
-                task_id,
-                reason: Some("this delivery has been taken before"),
-                wakes: false,
-            });
-        }
-        let state = serde_json::to_value(&delivery.state).unwrap_or_default();
-        let newer = UPSERT_ISSUE
-            .row(
-                &tx,
-                &[
-                    &delivery.key,
-                    &delivery.state.updated_at,
-                    &hash,
-                    &state,
-                    &delivery.state.reopened,
-                ],
-            )
-            .await?;
-        let mut journal = Journal::default();
-        let outcome = if newer.is_some() {
-            apply_or_create(&tx, &delivery.key, Some(defaults), &mut journal).await?
-        } else {
-            let same = FIND_ISSUE_HASH.row(&tx, &[&delivery.key, &hash]).await?;
-            let same = same.is_some_and(|row| get(&row, "same"));
-            IssueOutcome {
-                result: if same { DeliveryResult::Duplicate } else { DeliveryResult::Ignored },
-                task_id: find(&tx, &delivery.key).await?,
-                reason: Some(if same {
-                    "this state has been taken before"
-                } else {
-                    "a newer state of the issue is known"
-                }),
-                wakes: false,
-            }
-        };
-        SET_DELIVERY_RESULT
-            .run(
-                &tx,
-                &[id, &outcome.result.as_str(), &outcome.task_id.map(|t| t.0), &outcome.reason],
-            )
-            .await?;
-        commit(tx).await?;
-        journal.write();
-        Ok(outcome)
-    }
-
-    /// Records a delivery that is about nothing of ours. False when it had been taken before.
-    pub async fn take_other(
-        &self,
-        delivery_id: &str,
-        body_hash: [u8; 32],
-        event: &str,
-        action: &str,
-    ) -> Result<bool, StoreError> {
-        let client = self.client().await?;
-        let params: super::statement::Params<'_> =
-            &[&delivery_id, &&body_hash[..], &event, &action];
-        Ok(INSERT_DELIVERY.run(&client, params).await? == 1)
-    }
-}
 
 /// Applies the newest state of an issue to its task, which is free again.
 pub(super) async fn apply<C: GenericClient>(
@@ -177,17 +29,21 @@ pub(super) async fn apply<C: GenericClient>(
     apply_or_create(client, key, None, journal).await.map(|_| ())
 }
 
-async fn find<C: GenericClient>(client: &C, key: &str) -> Result<Option<TaskId>, StoreError> {
+pub(super) async fn find<C: GenericClient>(
+    client: &C,
+    key: &str,
+) -> Result<Option<TaskId>, StoreError> {
     let row = super::statement::FIND_TASK.row(client, &[&key]).await?;
     Ok(row.map(|r| TaskId(get::<Uuid>(&r, "task_id"))))
 }
 
-async fn apply_or_create<C: GenericClient>(
+/// The same for a state that was just delivered: with `defaults` it may make the task.
+pub(super) async fn apply_or_create<C: GenericClient>(
     client: &C,
     key: &str,
     defaults: Option<IssueDefaults>,
     journal: &mut Journal,
-) -> Result<IssueOutcome, StoreError> {
+) -> Result<DeliveryOutcome, StoreError> {
     let locked = LOCK_ISSUE_TASK.row(client, &[&key]).await?;
     let task_id = locked.as_ref().map(|r| TaskId(get::<Uuid>(r, "task_id")));
     let version = locked.as_ref().map(|r| get::<i32>(r, "spec_version"));
@@ -225,7 +81,7 @@ async fn apply_or_create<C: GenericClient>(
             SET_ISSUE_APPLIED.run(client, &[&task_id.0, &issue_version, &issue.open]).await?;
             Ok(ignored(Some(task_id), reason))
         }
-        Decision::Later => Ok(IssueOutcome {
+        Decision::Later => Ok(DeliveryOutcome {
             result: DeliveryResult::Updated,
             task_id: Some(task_id),
             reason: Some("the task is leased; kept for when it is free"),
@@ -283,7 +139,7 @@ async fn apply_or_create<C: GenericClient>(
                 None => {}
             }
             SET_ISSUE_APPLIED.run(client, &[&task_id.0, &issue_version, &issue.open]).await?;
-            Ok(IssueOutcome {
+            Ok(DeliveryOutcome {
                 result: DeliveryResult::Updated,
                 task_id: Some(task_id),
                 reason: None,
@@ -300,8 +156,33 @@ async fn create_task<C: GenericClient>(
     issue_version: i64,
     defaults: IssueDefaults,
     journal: &mut Journal,
-) -> Result<IssueOutcome, StoreError> {
-    let task = NewTask {
+) -> Result<DeliveryOutcome, StoreError> {
+    let task = new_task(key, issue, issue_version, defaults);
+    let actor = Actor::Forge(issue.sender.clone());
+    let id = create::make_ids(client, 1)
+        .await?
+        .pop()
+        .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
+    match create::insert(client, &[Identified::new(id, &task, &actor)], journal).await?.ids.pop() {
+        Some(task_id) => Ok(DeliveryOutcome {
+            result: DeliveryResult::Created,
+            task_id: Some(task_id),
+            reason: None,
+            wakes: true,
+        }),
+        // Somebody created it by API under the same key at this very moment; the next delivery updates it.
+        None => Ok(ignored(find(client, key).await?, "a task of this key has just been created")),
+    }
+}
+
+/// The task that an issue opens.
+pub(super) fn new_task(
+    key: &str,
+    issue: &IssueState,
+    issue_version: i64,
+    defaults: IssueDefaults,
+) -> NewTask {
+    NewTask {
         key: Some(key.to_owned()),
         source: Source::Forgejo,
         title: issue.title.clone(),
@@ -318,21 +199,6 @@ async fn create_task<C: GenericClient>(
         issue_version: Some(issue_version),
         issue_open: Some(issue.open),
         traceparent: defaults.traceparent,
-    };
-    let actor = Actor::Forge(issue.sender.clone());
-    let id = create::make_ids(client, 1)
-        .await?
-        .pop()
-        .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
-    match create::insert(client, &[Identified::new(id, &task, &actor)], journal).await?.ids.pop() {
-        Some(task_id) => Ok(IssueOutcome {
-            result: DeliveryResult::Created,
-            task_id: Some(task_id),
-            reason: None,
-            wakes: true,
-        }),
-        // Somebody created it by API under the same key at this very moment; the next delivery updates it.
-        None => Ok(ignored(find(client, key).await?, "a task of this key has just been created")),
     }
 }
 
@@ -367,6 +233,6 @@ fn requirements(issue: &IssueState) -> Vec<String> {
     issue.capabilities.as_ref().map(|set| set.as_slice().to_vec()).unwrap_or_default()
 }
 
-fn ignored(task_id: Option<TaskId>, reason: &'static str) -> IssueOutcome {
-    IssueOutcome { result: DeliveryResult::Ignored, task_id, reason: Some(reason), wakes: false }
+fn ignored(task_id: Option<TaskId>, reason: &'static str) -> DeliveryOutcome {
+    DeliveryOutcome { result: DeliveryResult::Ignored, task_id, reason: Some(reason), wakes: false }
 }

@@ -13,6 +13,7 @@ mod counts;
 mod create;
 mod crowd;
 mod definitions;
+mod deliveries;
 mod error;
 mod events;
 mod examine;
@@ -49,12 +50,14 @@ pub use connection::{OLDEST, Store};
 pub use counts::{TaskCount, WorkerCount};
 pub use create::{Created, Creation, NewRequest, NewTask};
 pub use definitions::{function_names, view_names};
+pub use deliveries::{
+    About, Delivery, DeliveryOutcome, DeliveryResult, IssueDefaults, TakenTogether,
+};
 pub use error::StoreError;
 pub use events::EventPlace;
 pub use examine::{Examination, notify_queue_problem};
 pub use heartbeats::{AgentBeat, Heard, Touched};
 pub use hosts::{HostFilter, HostListing, HostProbe, ListedHost};
-pub use issues::{DeliveryResult, IssueDefaults, IssueDelivery, IssueOutcome};
 pub use leases::{EndLease, Ended, HeldLease, LeaseState, Outcome, Refusal, Start, Started};
 pub use listener::Listener;
 pub use logs::{Appended, LogChunk, LogPage};

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use rand::seq::SliceRandom as _;
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::{sync::Barrier, task::JoinSet};
 
@@ -217,4 +219,69 @@ async fn a_delivery_that_comes_again_does_not_win_again() {
     assert_eq!(nodes[0].task("org/repo#1").await["title"], "second");
     assert_eq!(db.count("select count(*) from fleet.webhook_deliveries").await, 2);
     end(db, nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_that_arrive_together_are_committed_together_and_hurt_no_others() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    let known = Issue::new(1);
+    let seen = known.delivery("opened");
+    assert_eq!(seen.send(&node).await["result"], "created");
+    db.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin
+           if new.title = 'poison' then raise exception using errcode = '22000'; end if;
+           return new; end $$;
+         create trigger refuse before insert on fleet.task_specs for each row execute function refuse()",
+    )
+    .await;
+    let push = Delivery { event: "push".to_owned(), ..Issue::new(2).delivery("opened") };
+    let others = [
+        (seen.clone(), "duplicate"),
+        (known.clone().at(5).title("another title").delivery("edited"), "updated"),
+        (Issue::new(3).labels(&[]).delivery("opened"), "ignored"),
+        (push, "ignored"),
+    ];
+    // While nobody gets at the table, all but the first ones gather.
+    let together = async |poison: i64| {
+        let first = 100 + poison * 100;
+        let title = |n| if n == poison { "poison" } else { "an issue" };
+        let new = (1..=20).map(|n| Issue::new(first + n).title(title(n)).delivery("opened"));
+        let mut all: Vec<(Delivery, &str)> = new.map(|delivery| (delivery, "created")).collect();
+        if poison == 0 {
+            all.extend(others.iter().cloned());
+        }
+        let mut other = db.connect().await;
+        let tx = other.transaction().await.unwrap();
+        tx.batch_execute("lock table fleet.webhook_deliveries in exclusive mode").await.unwrap();
+        let sending = join_all(all.iter().map(|(delivery, _)| delivery.answer(&node)));
+        let releasing = async {
+            db.until_waiting(2).await;
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            tx.rollback().await.unwrap();
+        };
+        let (replies, ()) = tokio::join!(sending, releasing);
+        for ((n, (status, reply)), (_, result)) in (1..).zip(replies).zip(&all) {
+            if n == poison {
+                assert!(status.is_server_error(), "{status} {reply}");
+            } else {
+                assert_eq!(
+                    (status, &reply["result"]),
+                    (StatusCode::ACCEPTED, &json!(result)),
+                    "{n}"
+                );
+            }
+        }
+    };
+    together(0).await;
+    let commits =
+        "select count(distinct xid) from fleet.task_events e join fleet.tasks t using (task_id)
+                    where e.type = 'created' and t.key > 'org/repo#100' and t.key < 'org/repo#121'";
+    assert!(db.count(commits).await <= 3, "the first, those beside it, and all the others");
+    assert_eq!(node.task("org/repo#1").await["title"], "another title");
+    together(12).await;
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 1 + 20 + 19);
+    assert_eq!(db.count("select count(*) from fleet.webhook_deliveries").await, 1 + 20 + 3 + 19);
+    db.check_history().await;
+    node.stop().await;
 }

@@ -129,10 +129,15 @@ impl Delivery {
         post(&node.url, &headers, self.body.clone()).await
     }
 
-    /// Sends it as it should be; the reply, which must be a 202.
-    pub(crate) async fn send(&self, node: &Node) -> Value {
+    /// Sends it as it should be.
+    pub(crate) async fn answer(&self, node: &Node) -> (StatusCode, Value) {
         let signature = sign(SECRET, &self.body);
-        let (status, reply) = self.send_with(node, &[("x-forgejo-signature", &signature)]).await;
+        self.send_with(node, &[("x-forgejo-signature", &signature)]).await
+    }
+
+    /// The same; the reply, which must be a 202.
+    pub(crate) async fn send(&self, node: &Node) -> Value {
+        let (status, reply) = self.answer(node).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{reply}");
         assert_eq!(reply["delivery_id"], self.id);
         reply
