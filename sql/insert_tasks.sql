@@ -1,8 +1,8 @@
 -- Purpose: brings tasks into being, with their first spec and their event. What exists under its key is left alone and
---          not returned.
+--          not returned. What it answers is all of a new task that its request does not say.
 -- Locks:   inserted rows only, in the order of their keys; those that nobody named in the order given, which is then
 --          that of their seq.
--- Index:   tasks_key; lanes_capabilities_key.
+-- Index:   tasks_key; lanes_capabilities_key; lanes_pkey; sessions_pkey.
 -- $1 jsonb: array of {task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at?, title, body, labels,
 --           capabilities, repo?, issue_url?, request_hash (hex)?, issue_version?, issue_open?, actor,
 --           traceparent?}.
@@ -27,7 +27,7 @@ task as (
     left join fleet.lanes l on l.capabilities = i.capabilities and l.retired_xid is null
    order by nullif(i.key, i.task_id::text), i.ord
   on conflict (key) do nothing
-  returning task_id, key, status, lane_id, priority, seq, execution_mode, run_at
+  returning task_id, key, status, lane_id, priority, seq, execution_mode, run_at, created_at
 ),
 spec as (
   insert into fleet.task_specs (task_id, title, body, labels, capabilities, repo, issue_url, request_hash)
@@ -40,7 +40,17 @@ event as (
   select task.task_id, 'created', null, task.status, i.actor,
          jsonb_strip_nulls(jsonb_build_object('execution_mode', task.execution_mode, 'run_at', task.run_at))
     from task join input i on i.task_id = task.task_id
+),
+-- Once for all that wait alike, as in sql/get_tasks.sql.
+reason as materialized (
+  select a.*, fleet.waiting_reason(a.status, a.execution_mode, null, a.capabilities, a.lane_id) as waiting_reason
+    from (select distinct task.status, task.execution_mode, i.capabilities, task.lane_id
+            from task join input i using (task_id)) a
 )
-select i.ord, task.task_id, task.status, task.lane_id, task.priority, task.seq
-  from task join input i on i.task_id = task.task_id
+select i.ord, task.task_id, task.status, task.lane_id, task.priority, task.seq, task.run_at, task.created_at,
+       w.waiting_reason
+  from task
+  join input i on i.task_id = task.task_id
+  left join reason w on w.status = task.status and w.execution_mode = task.execution_mode
+       and w.capabilities = i.capabilities and w.lane_id is not distinct from task.lane_id
  order by i.ord

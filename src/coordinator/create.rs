@@ -39,7 +39,7 @@ impl Shared for Create {
         replica: &Arc<Replica>,
         items: &[Self],
     ) -> Result<Vec<Creation>, StoreError> {
-        let requests: Vec<NewRequest> = items.iter().map(|item| item.0.clone()).collect();
+        let requests: Vec<&NewRequest> = items.iter().map(|item| &item.0).collect();
         let created = replica.store.create_together(&requests).await?;
         let places: Vec<_> = created.iter().flat_map(|c| c.places.iter().copied()).collect();
         replica.wake_ready_at(&places);

@@ -26,6 +26,9 @@ use crate::{
 const POLL: Duration = Duration::from_secs(2);
 /// Waiters that share one claim.
 const CHUNK: usize = 64;
+/// After a hint so many claim at once, without a look at what there is: mostly one task has become ready, and who finds
+/// nothing tells that there is no more.
+const FIRST: usize = 2;
 
 /// What a waiting agent is told.
 #[derive(Debug)]
@@ -185,10 +188,11 @@ impl Matchmaker {
     }
 
     /// Whom to look at now, in the order of arrival, but for those that were looked at in vain.
-    fn choose(&self, replica: &Replica, vain: &HashSet<u64>, once: bool) -> Vec<(u64, Waiter)> {
+    fn choose(&self, replica: &Replica, vain: &HashSet<u64>, once: bool) -> Choice {
         let queue = self.lock();
         let mut promising: HashMap<&CapabilitySet, bool> = HashMap::new();
         let mut chosen = Vec::new();
+        let mut hinted = true;
         for (number, waiting) in &queue.waiting {
             if waiting.once != once || vain.contains(number) {
                 continue;
@@ -199,14 +203,23 @@ impl Matchmaker {
                         *promising.entry(set).or_insert_with(|| replica.store.may_have_ready(set))
                     });
             if look {
+                hinted &= !waiting.due;
                 chosen.push((*number, waiting.waiter.clone()));
                 if chosen.len() == CHUNK {
                     break;
                 }
             }
         }
-        chosen
+        Choice { chosen, hinted }
     }
+}
+
+/// Whom to look at.
+struct Choice {
+    /// Their numbers, in the order of their arrival.
+    chosen: Vec<(u64, Waiter)>,
+    /// Something is ready for each of them, by all that is known.
+    hinted: bool,
 }
 
 impl Place {
@@ -274,7 +287,7 @@ async fn look(replica: &Replica, sessions: &[SessionId]) -> Result<(), StoreErro
         waiting.due = true;
     }
     // Whoever may find something now; also in a lane that only this look has shown.
-    if !replica.matchmaker.choose(replica, &HashSet::new(), false).is_empty() {
+    if !replica.matchmaker.choose(replica, &HashSet::new(), false).chosen.is_empty() {
         replica.wake.match_now();
     }
     Ok(())
@@ -285,12 +298,19 @@ async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
     let mut vain = HashSet::new();
     let mut tries = 0;
     loop {
-        let asked = replica.matchmaker.choose(replica, &vain, once);
-        if asked.is_empty() {
+        let Choice { chosen, hinted } = replica.matchmaker.choose(replica, &vain, once);
+        if chosen.is_empty() {
             return false;
         }
+        let (asked, how) = if hinted && tries == 0 && vain.is_empty() {
+            (&chosen[..FIRST.min(chosen.len())], How::AtOnce)
+        } else if once {
+            (&*chosen, How::InFull)
+        } else {
+            (&*chosen, How::ByMarks)
+        };
         // On a shortfall again at once: the rows that were lost to others are gone, the next ones are not.
-        if claim(replica, &asked, once).await {
+        if claim(replica, asked, how).await {
             tries += 1;
             if tries >= 5 {
                 return true;
@@ -301,7 +321,7 @@ async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
         } else {
             vain.extend(asked.iter().map(|(number, _)| *number));
             if once {
-                for (number, _) in &asked {
+                for (number, _) in asked {
                     answer(replica, *number, Answer::Nothing);
                 }
             }
@@ -309,8 +329,19 @@ async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
     }
 }
 
+/// How to claim.
+#[derive(Debug, Clone, Copy)]
+enum How {
+    /// Looks everywhere, first.
+    InFull,
+    /// Looks first where something may be.
+    ByMarks,
+    /// The same without looking first: two round trips less.
+    AtOnce,
+}
+
 /// Claims once, answers those that got something. True when to try again for the others.
-async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], once: bool) -> bool {
+async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], how: How) -> bool {
     let waiters: Vec<Waiter> = asked.iter().map(|(_, waiter)| waiter.clone()).collect();
     // Before the claim: what becomes due meanwhile is to be looked at again.
     for (number, waiter) in asked {
@@ -320,7 +351,14 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], once: bool) -> b
         }
     }
     let begun = Instant::now();
-    let mut claims = match replica.store.claim_for_agents(&waiters, once).await {
+    let claiming = match how {
+        How::AtOnce => {
+            replica.store.work(&[], Duration::ZERO, &waiters).await.map(|worked| worked.claims)
+        }
+        How::ByMarks => replica.store.claim_for_agents(&waiters, false).await,
+        How::InFull => replica.store.claim_for_agents(&waiters, true).await,
+    };
+    let mut claims = match claiming {
         Ok(claims) => {
             if !claims.claimed.is_empty() {
                 crate::metrics::claim("http_pull", claims.claimed.len(), begun.elapsed());
@@ -339,6 +377,7 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], once: bool) -> b
     if !served.is_empty() {
         replica.matchmaker.has_claimed();
     }
+    let served_all = served.len() == asked.len();
     for place in served {
         let (number, waiter) = &asked[place];
         let handed = Handed::new(replica, waiter.session, &mut claims, place);
@@ -359,7 +398,8 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], once: bool) -> b
             }
         }
     }
-    claims.shortfall
+    // Had all of those that claimed at once something, then there may be more for the others.
+    claims.shortfall || matches!(how, How::AtOnce) && served_all
 }
 
 /// What is handed to a caller who has gone is dropped here, and so given back.

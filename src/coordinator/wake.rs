@@ -2,9 +2,9 @@
 //! hint; a poll is the truth.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -35,6 +35,9 @@ enum Hint {
 
 /// Bytes of a payload; NOTIFY takes 8,000. What would be longer is told in one word.
 const MAX_PAYLOAD: usize = 7_000;
+
+/// So many payloads are said before the first of them is heard; more, only while nothing is heard at all.
+const ECHOES: usize = 64;
 
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +111,8 @@ pub struct Wake {
     runner: Notify,
     outgoing: Mutex<BTreeSet<Hint>>,
     sender: Notify,
+    /// What was said here and is going to be heard here, too: it was acted on before it was said.
+    echoes: Mutex<VecDeque<String>>,
 }
 
 impl Wake {
@@ -123,6 +128,7 @@ impl Wake {
             runner: Notify::new(),
             outgoing: Mutex::default(),
             sender: Notify::new(),
+            echoes: Mutex::default(),
         }
     }
 
@@ -173,6 +179,26 @@ impl Wake {
     fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner).extend(hints);
         self.sender.notify_one();
+    }
+
+    fn echoes(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.echoes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This is going to be said.
+    fn will_say(&self, payload: &str) {
+        let mut echoes = self.echoes();
+        if echoes.len() == ECHOES {
+            echoes.pop_front();
+        }
+        echoes.push_back(payload.to_owned());
+    }
+
+    /// True for what this replica said itself, or for another's very same words, in whose place it then hears its own.
+    fn is_echo(&self, payload: &str) -> bool {
+        let mut echoes = self.echoes();
+        let place = echoes.iter().position(|echo| echo == payload);
+        place.and_then(|place| echoes.remove(place)).is_some()
     }
 
     fn take_outgoing(&self) -> BTreeSet<Hint> {
@@ -318,7 +344,9 @@ pub(super) async fn send(replica: &Replica) {
             () = replica.wake.sender.notified() => {}
         }
         let payload = payload(&replica.wake.take_outgoing());
+        replica.wake.will_say(&payload);
         if let Err(error) = replica.store.notify(&payload).await {
+            replica.wake.is_echo(&payload);
             // The others have their poll.
             tracing::debug!(error = %error_chain(&error), "the other replicas could not be woken");
         }
@@ -334,11 +362,14 @@ pub(super) async fn listen(replica: &Replica) {
             Ok(mut listener) => {
                 replica.set_listening(Ok(()));
                 pause = Duration::from_millis(100);
+                // What was said before is not heard any more.
+                replica.wake.echoes().clear();
                 replica.wake_all();
                 let error = loop {
                     tokio::select! {
                         () = replica.shutdown.triggered() => return,
                         heard = listener.next() => match heard {
+                            Ok(payload) if replica.wake.is_echo(&payload) => {}
                             Ok(payload) => replica.heard(&payload),
                             Err(error) => break error,
                         },
@@ -379,6 +410,19 @@ mod tests {
         for word in ["", "ready", "ready:1:x:2", "freed:?", "what is this"] {
             assert_eq!(Hint::parse(word), Hint::Anything, "{word}");
         }
+    }
+
+    #[test]
+    fn each_payload_is_an_echo_once() {
+        let wake = Wake::new();
+        wake.will_say("*");
+        wake.will_say("probe");
+        assert!(!wake.is_echo("revoked"));
+        assert!(wake.is_echo("probe"));
+        assert!(wake.is_echo("*"));
+        assert!(!wake.is_echo("*"), "another's");
+        (0..=ECHOES).for_each(|n| wake.will_say(&n.to_string()));
+        assert!(!wake.is_echo("0"), "nothing is heard");
     }
 
     #[test]

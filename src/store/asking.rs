@@ -9,9 +9,9 @@ use super::{
     Store, StoreError, Waiter,
     claims::{begins_at, depth},
     connection::GenericClient,
-    crowd::{Reading, Share},
+    crowd::{Chosen, Reading, Share},
     ledger::Registered,
-    ready::{self, Candidate},
+    ready::{Candidate, Found, ReadyRow},
     rows::get,
     statement::{CLAIM_PULL_2_PINNED, CLAIM_PULL_2_READY, DESCRIBE_SESSIONS},
 };
@@ -25,10 +25,16 @@ pub(super) const TASKS: usize = 500;
 pub(super) struct Candidates {
     pub(super) reading: Reading,
     share: Share,
+    found: Found,
     by_set: Vec<Vec<Candidate>>,
     pinned: HashMap<String, Vec<TaskId>>,
+}
+
+impl Candidates {
     /// Only pins were looked for: the lanes were forgotten while they were read. To be looked at again.
-    pub(super) blind: bool,
+    pub(super) fn is_blind(&self) -> bool {
+        self.found.ranges.blind
+    }
 }
 
 /// Who asks, by what was registered: distinct sets of capabilities, and which one each waiter has.
@@ -214,18 +220,24 @@ impl Store {
                     .await
             },
         )?;
-        self.ready().found(&ranges, &ready, depth);
-        let mut candidates = Candidates {
-            reading,
-            share,
-            by_set: ready::by_set(&ready, sets.len()),
-            pinned: HashMap::new(),
-            blind: ranges.blind,
-        };
+        let found = Found { ranges, rows: ready.iter().map(ReadyRow::from).collect(), depth };
+        self.ready().found(&found, &reading.taken());
+        let by_set = found.by_set(sets.len());
+        let mut candidates = Candidates { reading, share, found, by_set, pinned: HashMap::new() };
         for row in &pinned {
             let task_id = TaskId(get::<Uuid>(row, "task_id"));
             candidates.pinned.entry(get(row, "pinned_to")).or_default().push(task_id);
         }
         Ok(candidates)
+    }
+
+    /// These were taken in the end. Where nothing is left of the candidates, nothing is looked for any more.
+    pub(super) fn have_taken(
+        &self,
+        candidates: &Candidates,
+        chosen: &Chosen,
+        taken: impl Iterator<Item = TaskId>,
+    ) {
+        self.ready().found(&candidates.found, &chosen.gone(&candidates.reading, taken));
     }
 }

@@ -4,7 +4,15 @@
 //! transaction may be on another connection of the server, where that name means nothing or something else. There each
 //! statement is sent without a name, in one round trip, which needs the types of its parameters.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use deadpool_postgres::Object;
 use futures_util::FutureExt as _;
@@ -34,10 +42,11 @@ pub(super) struct Client {
 /// Not the library's, which waits for the answer to `begin` before anything else can be sent.
 pub(super) struct Transaction<'a> {
     client: &'a Client,
-    is_over: bool,
+    is_over: AtomicBool,
 }
 
 const BEGIN: &str = "BEGIN";
+const COMMIT: &str = "COMMIT";
 const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Until such a transaction ends, statements are run by the plans that they have. Where few rows are asked for, PostgreSQL
 /// would plan anew each time, and planning the statements of a claim takes longer than running them.
@@ -122,11 +131,31 @@ impl Transaction<'_> {
     pub(super) async fn begin_planned(&self) -> Result<(), StoreError> {
         self.say("begin", BEGIN_PLANNED).await
     }
+
+    /// Commits together with what is sent on it last, in one round trip. Should that fail, the server rolls back instead.
+    /// `last` must send at once, so its statements must be ready. An error may mean that it was committed all the same.
+    pub(super) async fn commit_behind<T>(
+        &self,
+        last: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let last = async { last.await.map(|done| (done, Instant::now())) };
+        let ((done, since), ()) = tokio::try_join!(biased; last, async {
+            self.is_over.store(true, Ordering::Relaxed);
+            self.say("commit", COMMIT).await
+        })?;
+        crate::metrics::commit(since.elapsed());
+        Ok(done)
+    }
+
+    /// True once it is committed, or may be.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.is_over() {
             // Sent at once; whoever has this connection next comes after it.
             let _ = self.client.object.batch_execute("ROLLBACK").now_or_never();
         }
@@ -141,13 +170,20 @@ impl Client {
 
 /// A transaction that is to be begun with what is sent on it first.
 pub(super) fn open(client: &mut Client) -> Transaction<'_> {
-    Transaction { client, is_over: false }
+    Transaction { client, is_over: AtomicBool::new(false) }
 }
 
 /// Begins a transaction.
 pub(super) async fn begin(client: &mut Client) -> Result<Transaction<'_>, StoreError> {
     let tx = open(client);
     tx.say("begin", BEGIN).await?;
+    Ok(tx)
+}
+
+/// The same, by the plans that there are.
+pub(super) async fn begin_planned(client: &mut Client) -> Result<Transaction<'_>, StoreError> {
+    let tx = open(client);
+    tx.begin_planned().await?;
     Ok(tx)
 }
 
@@ -159,12 +195,8 @@ pub(super) async fn begin_snapshot(client: &mut Client) -> Result<Transaction<'_
 }
 
 /// Commits. An error may mean that it was committed all the same: every write must be safe to repeat.
-pub(super) async fn commit(mut tx: Transaction<'_>) -> Result<(), StoreError> {
-    let started = Instant::now();
-    tx.say("commit", "COMMIT").await?;
-    tx.is_over = true;
-    crate::metrics::commit(started.elapsed());
-    Ok(())
+pub(super) async fn commit(tx: Transaction<'_>) -> Result<(), StoreError> {
+    tx.commit_behind(async { Ok(()) }).await
 }
 
 /// Asks the server itself what types the parameters of all statements have. In one transaction, so that each name is

@@ -11,7 +11,9 @@ use deadpool_postgres::{
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client as Session, Row, SimpleQueryMessage};
 
-pub(super) use super::client::{GenericClient, begin, begin_snapshot, commit, open};
+pub(super) use super::client::{
+    GenericClient, Transaction, begin, begin_planned, begin_snapshot, commit, open,
+};
 use super::{
     StoreError,
     client::{self, Client, Types},

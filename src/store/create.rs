@@ -5,22 +5,25 @@ use std::{borrow::Cow, collections::HashMap};
 use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio_postgres::{Row, types::Json};
 use uuid::Uuid;
 
 use super::{
     ReadyPlace, Store, StoreError,
-    connection::{GenericClient, begin, commit},
+    client::Client,
+    connection::{GenericClient, begin_planned, commit, open},
     error::retry,
     journal::{Journal, Line},
-    rows::get,
+    rows::{get, word},
     statement::{
-        FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, GET_TASKS, INSERT_IDEMPOTENCY_KEY, INSERT_TASKS,
+        FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, INSERT_IDEMPOTENCY_KEY, INSERT_TASKS,
         INTERN_LANES, MAKE_TASK_IDS, SET_IDEMPOTENCY_TASKS,
     },
     tasks::show,
 };
 use crate::model::{
-    Actor, EventType, ExecutionMode, Priority, Repo, Source, Task, TaskId, Traceparent,
+    Actor, EventType, ExecutionMode, Lease, Priority, Repo, Source, Status, Task, TaskId,
+    Traceparent, branch_name,
 };
 
 /// How often a batch is tried while others make the same tasks.
@@ -61,13 +64,56 @@ fn rank<S: serde::Serializer>(priority: &Priority, s: S) -> Result<S::Ok, S::Err
 impl NewTask {
     /// Tells a repeated request from another one with the same key. The source does not count.
     pub fn request_hash(&self) -> [u8; 32] {
-        let mut value = serde_json::to_value(self).unwrap_or_default();
-        value["key"] = self.key.clone().into();
-        if let Some(map) = value.as_object_mut() {
-            map.remove("source");
-        }
-        Sha256::digest(value.to_string()).into()
+        let hashed = Hashed {
+            body: &self.body,
+            capabilities: &self.capabilities,
+            execution_mode: self.execution_mode,
+            issue_open: self.issue_open,
+            issue_url: self.issue_url.as_deref(),
+            issue_version: self.issue_version,
+            key: self.key.as_deref(),
+            labels: &self.labels,
+            max_retries: self.max_retries,
+            priority: self.priority.rank(),
+            repo: self.repo.as_ref().map(|repo| HashedRepo {
+                clone_url: repo.clone_url.as_deref(),
+                default_branch: repo.default_branch.as_deref(),
+                full_name: &repo.full_name,
+                ssh_url: repo.ssh_url.as_deref(),
+            }),
+            run_at: self.run_at,
+            timeout_secs: self.timeout_secs,
+            title: &self.title,
+        };
+        Sha256::digest(serde_json::to_vec(&hashed).unwrap_or_default()).into()
     }
+}
+
+/// What is hashed of a request, in the order of the names: databases are full of such hashes.
+#[derive(Serialize)]
+struct Hashed<'a> {
+    body: &'a str,
+    capabilities: &'a [String],
+    execution_mode: ExecutionMode,
+    issue_open: Option<bool>,
+    issue_url: Option<&'a str>,
+    issue_version: Option<i64>,
+    key: Option<&'a str>,
+    labels: &'a [String],
+    max_retries: i32,
+    priority: i16,
+    repo: Option<HashedRepo<'a>>,
+    run_at: Option<Timestamp>,
+    timeout_secs: i32,
+    title: &'a str,
+}
+
+#[derive(Serialize)]
+struct HashedRepo<'a> {
+    clone_url: Option<&'a str>,
+    default_branch: Option<&'a str>,
+    full_name: &'a str,
+    ssh_url: Option<&'a str>,
 }
 
 /// A request that makes tasks: all of them or none.
@@ -146,6 +192,53 @@ impl<'a> Identified<'a> {
             task,
         }
     }
+
+    /// The task as it is when it was just made, by its row of `insert_tasks`: as `get_tasks` would show it, without reading it.
+    fn made(&self, row: &Row) -> Result<Task, StoreError> {
+        let task = self.task;
+        Ok(Task {
+            task_id: self.task_id,
+            key: self.key.clone(),
+            source: task.source,
+            title: task.title.clone(),
+            body: Some(task.body.clone()),
+            labels: task.labels.clone(),
+            task_type: Task::task_type_of(&task.capabilities),
+            capabilities: task.capabilities.clone(),
+            priority: task.priority,
+            status: word(row, "status")?,
+            execution_mode: task.execution_mode,
+            repo: task.repo.clone(),
+            issue_url: task.issue_url.clone(),
+            prompt: None,
+            pinned_to: None,
+            assigned_agent_id: None,
+            assigned_host: None,
+            lease: Lease::default(),
+            lease_expires_at: None,
+            deadline_at: None,
+            attempt: 0,
+            max_retries: task.max_retries,
+            retry_count: 0,
+            review_count: 0,
+            timeout_secs: task.timeout_secs,
+            run_at: get(row, "run_at"),
+            branch_name: branch_name(&self.key),
+            pr_url: None,
+            pr_title: None,
+            waiting_reason: get(row, "waiting_reason"),
+            error: None,
+            summary: None,
+            usage: None,
+            notes: Vec::new(),
+            traceparent: self.traceparent,
+            created_at: get(row, "created_at"),
+            assigned_at: None,
+            started_at: None,
+            completed_at: None,
+            last_activity_at: None,
+        })
+    }
 }
 
 /// Ids for tasks that are to be made.
@@ -161,9 +254,15 @@ pub(super) async fn make_ids<C: GenericClient>(
 /// Tasks that were inserted, in the order of the request.
 #[derive(Debug)]
 pub(super) struct Inserted {
-    pub(super) ids: Vec<TaskId>,
+    pub(super) tasks: Vec<Task>,
     /// Of those that are ready.
     pub(super) places: Vec<ReadyPlace>,
+}
+
+impl Inserted {
+    fn ids(&self) -> Vec<TaskId> {
+        self.tasks.iter().map(|task| task.task_id).collect()
+    }
 }
 
 /// Inserts those whose key is free.
@@ -172,33 +271,30 @@ pub(super) async fn insert<C: GenericClient>(
     tasks: &[Identified<'_>],
     journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
-    let rows = INSERT_TASKS.rows(client, &[&serde_json::json!(tasks)]).await?;
+    let rows = INSERT_TASKS.rows(client, &[&Json(tasks)]).await?;
+    let mut inserted = Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new() };
     for row in &rows {
         let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
         let Some(task) = tasks.get(place) else { continue };
+        let made = task.made(row)?;
         journal.note(|| Line {
             task_id: task.task_id.0,
             key: Some(task.key.clone()),
             event: EventType::Created.to_string(),
-            status: Some(get(row, "status")),
+            status: Some(made.status.to_string()),
             attempt: Some(0),
             actor: task.actor.clone(),
             ..Line::default()
         });
+        if made.status == Status::Created
+            && let Some(lane_id) = get::<Option<i64>>(row, "lane_id")
+        {
+            let priority = get(row, "priority");
+            inserted.places.push(ReadyPlace { lane_id, priority, seq: get(row, "seq") });
+        }
+        inserted.tasks.push(made);
     }
-    let ids = rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect();
-    let places = rows
-        .iter()
-        .filter(|row| get::<&str>(row, "status") == "created")
-        .filter_map(|row| {
-            Some(ReadyPlace {
-                lane_id: get::<Option<i64>>(row, "lane_id")?,
-                priority: get(row, "priority"),
-                seq: get(row, "seq"),
-            })
-        })
-        .collect();
-    Ok(Inserted { ids, places })
+    Ok(inserted)
 }
 
 impl Store {
@@ -215,10 +311,10 @@ impl Store {
 
     /// Creates all of them or none. Keys must be distinct within the request.
     pub async fn create_tasks(&self, request: &NewRequest) -> Result<Creation, StoreError> {
-        self.know_lanes(sets(std::slice::from_ref(request))).await?;
+        self.know_lanes(sets(&[request])).await?;
         let count = request.tasks.len();
         let ids = retry!(self.make_ids_and_find(count, &[]).await)?.0;
-        let rows = identified(&ids, std::slice::from_ref(request));
+        let rows = identified(&ids, &[request]);
         retry!(self.create_once(&rows, request.idempotency_key.as_deref()).await)
     }
 
@@ -227,7 +323,7 @@ impl Store {
     /// repeated by a client that had no answer.
     pub async fn create_together(
         &self,
-        requests: &[NewRequest],
+        requests: &[&NewRequest],
     ) -> Result<Vec<Creation>, StoreError> {
         if let [one] = requests {
             return Ok(vec![self.create_tasks(one).await?]);
@@ -335,15 +431,23 @@ impl Store {
     /// All of them, or `None` and nothing when a key is in the way.
     async fn create_all(&self, rows: &[Identified<'_>]) -> Result<Option<Creation>, StoreError> {
         let mut client = self.client().await?;
-        let tx = begin(&mut client).await?;
         let mut journal = Journal::default();
-        let (inserted, tasks) = insert_and_show(&tx, rows, &mut journal).await?;
-        if inserted.ids.len() < rows.len() {
+        let inserted = if rows.iter().all(|row| row.task.key.is_none()) {
+            insert_plain(&mut client, rows, &mut journal).await?
+        } else {
+            let tx = begin_planned(&mut client).await?;
+            let inserted = insert(&tx, rows, &mut journal).await?;
+            if inserted.tasks.len() == rows.len() {
+                commit(tx).await?;
+            }
+            inserted
+        };
+        if inserted.tasks.len() < rows.len() {
             return Ok(None);
         }
-        commit(tx).await?;
         journal.write();
-        Ok(Some(Creation { outcome: Created::New(inserted.ids), tasks, places: inserted.places }))
+        let outcome = Created::New(inserted.ids());
+        Ok(Some(Creation { outcome, tasks: inserted.tasks, places: inserted.places }))
     }
 
     async fn create_once(
@@ -352,7 +456,19 @@ impl Store {
         idempotency_key: Option<&str>,
     ) -> Result<Creation, StoreError> {
         let mut client = self.client().await?;
-        let tx = begin(&mut client).await?;
+        if idempotency_key.is_none() && rows.iter().all(|row| row.task.key.is_none()) {
+            let mut journal = Journal::default();
+            let Inserted { mut tasks, places } =
+                insert_plain(&mut client, rows, &mut journal).await?;
+            journal.write();
+            let ids: Vec<TaskId> = rows.iter().map(|row| row.task_id).collect();
+            if tasks.len() < ids.len() {
+                // They were made by this very call, which is tried again after an unknown outcome.
+                tasks = show(&client, &ids).await?;
+            }
+            return Ok(Creation { outcome: Created::New(ids), tasks, places });
+        }
+        let tx = begin_planned(&mut client).await?;
         let nothing = |outcome| Creation { outcome, tasks: Vec::new(), places: Vec::new() };
 
         if let Some(key) = idempotency_key {
@@ -374,14 +490,14 @@ impl Store {
         }
 
         let mut journal = Journal::default();
-        let (inserted, mut tasks) = insert_and_show(&tx, rows, &mut journal).await?;
-        let outcome = if inserted.ids.len() == rows.len() {
-            Created::New(inserted.ids)
+        let inserted = insert(&tx, rows, &mut journal).await?;
+        let ids = inserted.ids();
+        let Inserted { mut tasks, places } = inserted;
+        let outcome = if ids.len() == rows.len() {
+            Created::New(ids)
         } else {
             let keys: Vec<&str> = rows.iter().map(|t| t.key.as_str()).collect();
-            match existing(rows, &find_known(&tx, &keys).await?, &inserted.ids) {
-                // Without a name from the client it can only be this very call, tried again after an unknown outcome.
-                Ok(ids) if rows.iter().all(|t| t.task.key.is_none()) => Created::New(ids),
+            match existing(rows, &find_known(&tx, &keys).await?, &ids) {
                 Ok(ids) => {
                     tasks = show(&tx, &ids).await?;
                     Created::Repeated(ids)
@@ -397,30 +513,35 @@ impl Store {
         }
         commit(tx).await?;
         journal.write();
-        Ok(Creation { outcome, tasks, places: inserted.places })
+        Ok(Creation { outcome, tasks, places })
     }
 }
 
 /// What the tasks of requests require.
-fn sets(requests: &[NewRequest]) -> impl Iterator<Item = &[String]> {
+fn sets<'a>(requests: &[&'a NewRequest]) -> impl Iterator<Item = &'a [String]> {
     requests.iter().flat_map(|r| &r.tasks).map(|task| task.capabilities.as_slice())
 }
 
-fn identified<'a>(ids: &[TaskId], requests: &'a [NewRequest]) -> Vec<Identified<'a>> {
+fn identified<'a>(ids: &[TaskId], requests: &[&'a NewRequest]) -> Vec<Identified<'a>> {
     let tasks = requests.iter().flat_map(|r| r.tasks.iter().map(|task| (task, &r.actor)));
     ids.iter().zip(tasks).map(|(id, (task, actor))| Identified::new(*id, task, actor)).collect()
 }
 
-/// Inserts them and reads them in one round trip.
-async fn insert_and_show<C: GenericClient>(
-    client: &C,
+/// Inserts tasks that nobody named, with the commit in the same round trip: nothing is in their way but themselves, from a try
+/// before. The insert is one statement, so it may as well be committed without the `begin`.
+async fn insert_plain(
+    client: &mut Client,
     rows: &[Identified<'_>],
     journal: &mut Journal,
-) -> Result<(Inserted, Vec<Task>), StoreError> {
+) -> Result<Inserted, StoreError> {
     INSERT_TASKS.prepare(client).await?;
-    GET_TASKS.prepare(client).await?;
-    let ids: Vec<TaskId> = rows.iter().map(|row| row.task_id).collect();
-    tokio::try_join!(biased; insert(client, rows, journal), show(client, &ids))
+    let tx = open(client);
+    let inserting = async {
+        let ((), inserted) =
+            tokio::try_join!(biased; tx.begin_planned(), insert(&tx, rows, journal))?;
+        Ok(inserted)
+    };
+    tx.commit_behind(inserting).await
 }
 
 /// By key: the task, and the hash of the request that made it.
@@ -428,7 +549,7 @@ type Known = HashMap<String, (TaskId, Option<String>)>;
 
 async fn find_known<C: GenericClient>(client: &C, keys: &[&str]) -> Result<Known, StoreError> {
     let rows = FIND_TASKS_BY_KEY.rows(client, &[&keys]).await?;
-    let known = |row: &tokio_postgres::Row| {
+    let known = |row: &Row| {
         let hash = get::<Option<&[u8]>>(row, "request_hash").map(hex::encode);
         (get(row, "key"), (TaskId(get::<Uuid>(row, "task_id")), hash))
     };
@@ -454,4 +575,53 @@ fn existing(
         if same && !some_are_new { Ok(*id) } else { Err(task.key.clone()) }
     };
     before.into_iter().map(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As it was computed before: stored hashes have to be met.
+    fn canonical(task: &NewTask) -> [u8; 32] {
+        let mut value = serde_json::to_value(task).unwrap();
+        value["key"] = task.key.clone().into();
+        value.as_object_mut().unwrap().remove("source");
+        Sha256::digest(value.to_string()).into()
+    }
+
+    #[test]
+    fn the_hash_is_of_the_fields_in_the_order_of_their_names() {
+        let mut task = NewTask {
+            key: None,
+            source: Source::Api,
+            title: "a \"title\"".to_owned(),
+            body: "a body \u{1f600}".to_owned(),
+            labels: vec!["b".to_owned(), "a".to_owned()],
+            capabilities: vec!["agent:code".to_owned()],
+            priority: Priority::from_rank(3),
+            execution_mode: ExecutionMode::HttpPull,
+            max_retries: 2,
+            timeout_secs: 60,
+            run_at: None,
+            repo: None,
+            issue_url: None,
+            issue_version: None,
+            issue_open: None,
+            traceparent: None,
+        };
+        assert_eq!(task.request_hash(), canonical(&task));
+        task.key = Some("org/repo#1".to_owned());
+        task.run_at = Some("2026-11-27T10:00:00.123456Z".parse().unwrap());
+        task.issue_url = Some("https://forge/1".to_owned());
+        (task.issue_version, task.issue_open) = (Some(7), Some(true));
+        task.repo = Some(Repo {
+            full_name: "org/repo".to_owned(),
+            clone_url: Some("https://forge/org/repo.git".to_owned()),
+            ssh_url: None,
+            default_branch: Some("main".to_owned()),
+        });
+        assert_eq!(task.request_hash(), canonical(&task));
+        task.source = Source::Forgejo;
+        assert_eq!(task.request_hash(), canonical(&task));
+    }
 }

@@ -70,6 +70,11 @@ impl Crowd {
         }
     }
 
+    /// No other replica has been in the way of late.
+    pub(super) fn is_calm(&self) -> bool {
+        lock(&self.0).apart == 0
+    }
+
     /// A claim got all that it had chosen, or lost some to others.
     pub(super) fn learn(&self, lost: bool) {
         let mut state = lock(&self.0);
@@ -168,6 +173,22 @@ impl Chosen {
             self.tasks.push(pair.task_id);
         }
         assigned
+    }
+}
+
+impl Chosen {
+    /// What others have chosen of what was read, and what came to be taken of its own choice.
+    pub(super) fn gone(
+        &self,
+        reading: &Reading,
+        taken: impl Iterator<Item = TaskId>,
+    ) -> HashSet<TaskId> {
+        let mut gone = reading.taken();
+        for lost in &self.tasks {
+            gone.remove(lost);
+        }
+        gone.extend(taken);
+        gone
     }
 }
 

@@ -279,7 +279,7 @@ async fn insert_new<C: GenericClient>(
         insert_issues(client, new),
         create::insert(client, &tasks, journal)
     )?;
-    let all = deliveries == new.len() && kept == issues && made.ids.len() == tasks.len();
+    let all = deliveries == new.len() && kept == issues && made.tasks.len() == tasks.len();
     Ok(all.then_some(made.places))
 }
 

@@ -163,10 +163,11 @@ async fn create_task<C: GenericClient>(
         .await?
         .pop()
         .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
-    match create::insert(client, &[Identified::new(id, &task, &actor)], journal).await?.ids.pop() {
-        Some(task_id) => Ok(DeliveryOutcome {
+    match create::insert(client, &[Identified::new(id, &task, &actor)], journal).await?.tasks.pop()
+    {
+        Some(task) => Ok(DeliveryOutcome {
             result: DeliveryResult::Created,
-            task_id: Some(task_id),
+            task_id: Some(task.task_id),
             reason: None,
             wakes: true,
         }),

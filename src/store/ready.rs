@@ -5,7 +5,7 @@
 //! poll looks below the marks for what no hint told.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -196,21 +196,21 @@ impl Ready {
         !self.knows_lanes() || !self.ranges(&[set], false).is_empty()
     }
 
-    /// What a read of these ranges found, at most `k` rows a set: marks move to what was first in each range, and where
-    /// nothing was to [`NOTHING`], unless a hint said more meanwhile.
-    pub(super) fn found(&self, ranges: &Ranges, rows: &[Row], k: i64) {
-        let found: Vec<Found> = rows.iter().map(Found::from).collect();
-        self.mark(ranges, &found, k);
-    }
-
-    fn mark(&self, ranges: &Ranges, rows: &[Found], k: i64) {
+    /// What a read found, but for what is `gone` since: marks move to what is first in each range, and where nothing is to
+    /// [`NOTHING`], unless a hint said more meanwhile.
+    pub(super) fn found(&self, Found { ranges, rows, depth }: &Found, gone: &HashSet<TaskId>) {
         // By set: how many rows, and the priority of the last, below which nothing was looked at when it is full.
         let mut ends: HashMap<i32, (i64, i16)> = HashMap::new();
-        let mut firsts: HashMap<(i32, i64, i16), i64> = HashMap::new();
+        // By range: its first row that is not gone, and its last row.
+        let mut found: HashMap<(i32, i64, i16), (Option<i64>, i64)> = HashMap::new();
         for row in rows {
             let end = ends.entry(row.set_no).or_insert((0, 0));
             *end = (end.0 + 1, row.priority);
-            firsts.entry((row.set_no, row.lane_id, row.priority)).or_insert(row.seq);
+            let range = found.entry((row.set_no, row.lane_id, row.priority)).or_default();
+            range.1 = row.seq;
+            if range.0.is_none() && !gone.contains(&row.task_id) {
+                range.0 = Some(row.seq);
+            }
         }
         let state = &mut *self.lock();
         if state.forgotten > ranges.begun {
@@ -218,12 +218,13 @@ impl Ready {
         }
         for n in 0..ranges.sets.len() {
             let (set, lane, priority) = (ranges.sets[n], ranges.lanes[n], ranges.priorities[n]);
-            let first = match firsts.get(&(set, lane, priority)) {
-                Some(first) => *first,
-                None => match ends.get(&set) {
-                    Some((count, last)) if *count >= k && priority <= *last => continue,
-                    _ => NOTHING,
-                },
+            let is_cut =
+                ends.get(&set).is_some_and(|(count, last)| count >= depth && priority <= *last);
+            let first = match found.get(&(set, lane, priority)) {
+                Some((Some(first), _)) => *first,
+                Some((None, last)) if is_cut => *last + 1,
+                None if is_cut => continue,
+                _ => NOTHING,
             };
             state.marks.entry((lane, priority)).or_default().raise(first, ranges.begun);
         }
@@ -244,39 +245,48 @@ impl Ready {
     }
 }
 
-/// A row of `claim_pull_2_ready`, without its task.
+/// What a read of candidates found, at most `depth` rows a set.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) ranges: Ranges,
+    pub(super) rows: Vec<ReadyRow>,
+    pub(super) depth: i64,
+}
+
+/// A row of `claim_pull_2_ready`.
 #[derive(Debug, Clone, Copy)]
-struct Found {
+pub(super) struct ReadyRow {
     set_no: i32,
     lane_id: i64,
     priority: i16,
     seq: i64,
+    task_id: TaskId,
 }
 
-impl From<&Row> for Found {
+impl From<&Row> for ReadyRow {
     fn from(row: &Row) -> Self {
         Self {
             set_no: get(row, "set_no"),
             lane_id: get(row, "lane_id"),
             priority: get(row, "priority"),
             seq: get(row, "seq"),
+            task_id: TaskId(get::<Uuid>(row, "task_id")),
         }
     }
 }
 
-/// Candidates of each set, in order; sets are counted from 0.
-pub(super) fn by_set(rows: &[Row], sets: usize) -> Vec<Vec<Candidate>> {
-    let mut found = vec![Vec::new(); sets];
-    for row in rows {
-        let set_no = usize::try_from(get::<i32>(row, "set_no")).unwrap_or(0);
-        if let Some(set) = set_no.checked_sub(1).and_then(|n| found.get_mut(n)) {
-            set.push(Candidate {
-                task_id: TaskId(get::<Uuid>(row, "task_id")),
-                priority: get(row, "priority"),
-            });
+impl Found {
+    /// Candidates of each set, in order; sets are counted from 0.
+    pub(super) fn by_set(&self, sets: usize) -> Vec<Vec<Candidate>> {
+        let mut found = vec![Vec::new(); sets];
+        for ReadyRow { set_no, task_id, priority, .. } in &self.rows {
+            let set_no = usize::try_from(*set_no).unwrap_or(0);
+            if let Some(set) = set_no.checked_sub(1).and_then(|n| found.get_mut(n)) {
+                set.push(Candidate { task_id: *task_id, priority: *priority });
+            }
         }
+        found
     }
-    found
 }
 
 impl Store {
@@ -345,8 +355,20 @@ mod tests {
         (ready, CapabilitySet::default())
     }
 
-    fn row(priority: i16, seq: i64) -> Found {
-        Found { set_no: 1, lane_id: 1, priority, seq }
+    fn row(priority: i16, seq: i64) -> ReadyRow {
+        ReadyRow { set_no: 1, lane_id: 1, priority, seq, task_id: id(seq) }
+    }
+
+    fn id(seq: i64) -> TaskId {
+        TaskId(Uuid::from_u128(u128::try_from(seq).unwrap()))
+    }
+
+    fn found(ranges: Ranges, rows: &[ReadyRow]) -> Found {
+        Found { ranges, rows: rows.to_vec(), depth: K }
+    }
+
+    fn mark(ready: &Ready, ranges: Ranges, rows: &[ReadyRow]) {
+        ready.found(&found(ranges, rows), &HashSet::new());
     }
 
     fn places(ready: &Ready, set: &CapabilitySet) -> Vec<(i16, i64)> {
@@ -364,12 +386,12 @@ mod tests {
         assert_eq!(places(&ready, &set), [(3, 0), (2, 0), (1, 0), (0, 0)]);
         let ranges = ready.ranges(&[&set], false);
         // Full: what is below the last row's priority was not looked at.
-        ready.mark(&ranges, &[row(2, 50), row(1, 70)], K);
+        mark(&ready, ranges, &[row(2, 50), row(1, 70)]);
         assert_eq!(places(&ready, &set), [(2, 50), (1, 70), (0, 0)]);
         let ranges = ready.ranges(&[&set], false);
-        ready.mark(&ranges, &[row(1, 80)], K);
+        mark(&ready, ranges, &[row(1, 80)]);
         assert_eq!(places(&ready, &set), [(1, 80)]);
-        ready.mark(&ready.ranges(&[&set], false), &[], K);
+        mark(&ready, ready.ranges(&[&set], false), &[]);
         assert!(!ready.may_have(&set));
         assert_eq!(ready.ranges(&[&set], true).lows, [0; 4], "in full it looks everywhere");
     }
@@ -377,16 +399,16 @@ mod tests {
     #[test]
     fn what_becomes_ready_lowers_the_mark_also_during_a_read() {
         let (ready, set) = ready();
-        ready.mark(&ready.ranges(&[&set], false), &[], K);
+        mark(&ready, ready.ranges(&[&set], false), &[]);
         hint(&ready, 1, 30);
         assert_eq!(places(&ready, &set), [(1, 30)]);
         // A read has begun, whose snapshot does not see what is hinted now.
         let ranges = ready.ranges(&[&set], false);
         hint(&ready, 1, 10);
         hint(&ready, 1, 90);
-        ready.mark(&ranges, &[row(1, 60)], K);
+        mark(&ready, ranges, &[row(1, 60)]);
         assert_eq!(places(&ready, &set), [(1, 10)], "the later answer must not hide it");
-        ready.mark(&ready.ranges(&[&set], false), &[row(1, 60)], K);
+        mark(&ready, ready.ranges(&[&set], false), &[row(1, 60)]);
         assert_eq!(places(&ready, &set), [(1, 60)], "a read that began after it may");
     }
 
@@ -395,7 +417,7 @@ mod tests {
         let (ready, set) = ready();
         let ranges = ready.ranges(&[&set], false);
         hint(&ready, 2, 20);
-        ready.mark(&ranges, &[], K);
+        mark(&ready, ranges, &[]);
         assert_eq!(places(&ready, &set), [(2, 20)]);
     }
 
@@ -404,7 +426,7 @@ mod tests {
         let (ready, set) = ready();
         let ranges = ready.ranges(&[&set], false);
         ready.forget();
-        ready.mark(&ranges, &[row(1, 60)], K);
+        mark(&ready, ranges, &[row(1, 60)]);
         ready.lock().lanes = Some(HashMap::from([(1, CapabilitySet::default())]));
         assert_eq!(places(&ready, &set).len(), 4);
         assert!(ready.may_have(&set));
@@ -412,5 +434,23 @@ mod tests {
         assert!(ready.knows_lanes());
         ready.hint(&[ReadyPlace { lane_id: 2, priority: 0, seq: 1 }]);
         assert!(!ready.knows_lanes(), "a lane that is not known yet has them read again");
+    }
+
+    #[test]
+    fn what_was_taken_is_not_read_again() {
+        let (ready, set) = ready();
+        let read = found(ready.ranges(&[&set], false), &[row(2, 50), row(2, 60)]);
+        ready.found(&read, &HashSet::new());
+        ready.found(&read, &[id(50)].into());
+        assert_eq!(places(&ready, &set)[0], (2, 60), "the other was lost");
+        ready.found(&read, &[id(50), id(60)].into());
+        assert_eq!(places(&ready, &set), [(2, 61), (1, 0), (0, 0)], "there was no more to see");
+        let read = found(ready.ranges(&[&set], false), &[row(2, 70)]);
+        hint(&ready, 2, 55);
+        ready.found(&read, &[id(70)].into());
+        assert_eq!(places(&ready, &set), [(2, 55)], "released meanwhile; else nothing is left");
+        let read = found(ready.ranges(&[&set], false), &[row(2, 55)]);
+        ready.found(&read, &[id(55)].into());
+        assert!(!ready.may_have(&set));
     }
 }

@@ -17,7 +17,7 @@ use super::{
     EndLease, Ended, Store, StoreError,
     asking::{Asking, Assigned, Candidates, Pair, TASKS},
     claims::{ROUNDS, claimed_line},
-    connection::{GenericClient, commit, open},
+    connection::{GenericClient, Transaction, commit, open},
     crowd::Chosen,
     error::retry,
     journal::Journal,
@@ -115,7 +115,7 @@ impl Store {
             self.read_lanes(&client).await?;
         }
         let candidates = self.candidates(&client, &asking, in_full, 0, 0).await?;
-        let blind = candidates.blind;
+        let blind = candidates.is_blind();
         drop(client);
         // Those that would get something, and those that may have something already.
         let mut rooms = waiters.iter().map(|w| (w.session, usize::MAX)).collect();
@@ -178,8 +178,10 @@ impl Store {
         // On the heap: large, and once for all that ask.
         let working = Box::pin(self.work_in_one(ends, backoff, waiters, candidates, unheard));
         let result = working.await;
-        if result.is_err() {
+        if result.is_err() && !waiters.is_empty() {
             self.ledger().doubt(waiters.iter().map(|w| w.session));
+            // What it chose may be ready still, and others have read past it.
+            self.ready().forget();
         }
         result
     }
@@ -218,7 +220,7 @@ impl Store {
         let mut journal = Journal::default();
         let tx = open(&mut client);
         // One round trip, in this order: sessions are locked first.
-        let (_, locked, ended, candidates) = tokio::try_join!(
+        let (_, locked, ended, mut candidates) = tokio::try_join!(
             biased;
             tx.begin_planned(),
             async {
@@ -252,13 +254,16 @@ impl Store {
             HashMap::new()
         } else {
             let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
-            self.take(&tx, taking, (candidates, &mut chosen), &mut worked, &mut journal).await?
+            let claim = (&mut candidates, &mut chosen, &mut *unheard);
+            self.take(&tx, taking, claim, &mut worked, &mut journal).await?
         };
-        if !ends.is_empty() || !worked.claims.claimed.is_empty() {
+        if !tx.is_over() && (!ends.is_empty() || !worked.claims.claimed.is_empty()) {
             *unheard = true;
             commit(tx).await?;
-            journal.write();
         }
+        journal.write();
+        let taken = worked.claims.claimed.iter().map(|(_, task_id, _)| *task_id);
+        self.have_taken(&candidates, &chosen, taken);
         for (session, held) in held {
             self.ledger().set_held(session, held);
         }
@@ -266,12 +271,13 @@ impl Store {
         Ok(worked)
     }
 
-    /// Claims for the sessions that are locked. Returns what each of them holds then.
-    async fn take<C: GenericClient>(
+    /// Claims for the sessions that are locked. Returns what each of them holds then. Where others are hardly in the way, the
+    /// commit goes along with the first take, and what was lost all the same is a shortfall.
+    async fn take(
         &self,
-        tx: &C,
+        tx: &Transaction<'_>,
         taking: Taking<'_>,
-        (mut candidates, chosen): (Candidates, &mut Chosen),
+        (candidates, chosen, unheard): (&mut Candidates, &mut Chosen, &mut bool),
         worked: &mut Worked,
         journal: &mut Journal,
     ) -> Result<HashMap<SessionId, Vec<Claimed>>, StoreError> {
@@ -350,20 +356,26 @@ impl Store {
                 if !self.ready().knows_lanes() {
                     self.read_lanes(tx).await?;
                 }
-                candidates = self.candidates(tx, asking, round > 3, gone.len(), round).await?;
+                *candidates = self.candidates(tx, asking, round > 3, gone.len(), round).await?;
             }
             let assigned = chosen.choose(&candidates.reading, &mut gone, |gone| {
-                asking.assign(waiters, &candidates, &mut rooms, &served, gone, round)
+                asking.assign(waiters, candidates, &mut rooms, &served, gone, round)
             });
             let Assigned { pairs, passed_over } = assigned;
             claims.shortfall |= passed_over;
             if pairs.is_empty() {
-                if candidates.blind {
+                if candidates.is_blind() {
                     continue;
                 }
                 break;
             }
-            let taken = self.take_pairs(tx, &taking, &pairs, &switched).await?;
+            let take = Box::pin(self.take_pairs(tx, &taking, &pairs, &switched));
+            let taken = if round == 0 && self.crowd().is_calm() {
+                *unheard = true;
+                tx.commit_behind(take).await?
+            } else {
+                take.await?
+            };
             for row in &taken {
                 claims.tasks.extend(rows::shown_task(row)?.map(|task| (task.task_id, task)));
                 journal.note(|| {
@@ -388,7 +400,7 @@ impl Store {
             let complete = taken.len() == pairs.len();
             self.crowd().learn(!complete);
             claims.shortfall |= !complete || pairs.len() == TASKS;
-            if complete && !candidates.blind {
+            if tx.is_over() || complete && !candidates.is_blind() {
                 break;
             }
             // What was lost left room.
@@ -399,7 +411,7 @@ impl Store {
                 }
             }
         }
-        claims.shortfall |= candidates.blind;
+        claims.shortfall |= candidates.is_blind();
         Ok(held)
     }
 

@@ -9,6 +9,15 @@ use crate::support::{
     node::Node,
 };
 
+/// What a creation answers is what is read afterwards.
+async fn is_as_shown(node: &Node, task: &Value) {
+    let mut shown = node.task(task["task_id"].as_str().unwrap()).await;
+    for more in ["events", "receipts"] {
+        shown.as_object_mut().unwrap().remove(more).unwrap();
+    }
+    assert_eq!(*task, shown);
+}
+
 #[tokio::test]
 async fn a_task_of_a_title_alone_has_the_defaults() {
     let db = Db::new().await;
@@ -29,6 +38,7 @@ async fn a_task_of_a_title_alone_has_the_defaults() {
         "completed_at": null, "last_activity_at": null,
     });
     assert_eq!(task, wanted);
+    is_as_shown(&node, &task).await;
     assert_eq!(uuid::Uuid::parse_str(id).unwrap().get_version_num(), 7);
     // Undecided also where it counts.
     let row =
@@ -78,6 +88,7 @@ async fn everything_that_can_be_said_is_kept() {
     ] {
         assert_eq!(task[field], value, "{field}");
     }
+    is_as_shown(&node, &task).await;
     let prompt = task["prompt"].as_str().unwrap();
     for part in ["```é```", "trunk", "task/org%2Frepo%2342"] {
         assert!(prompt.contains(part), "{part} in {prompt}");
@@ -105,6 +116,7 @@ async fn a_task_with_a_future_time_waits_for_it() {
         (&json!("scheduled"), &json!("scheduled"))
     );
     assert_eq!(task["run_at"], "2999-01-01T00:00:00.000001Z");
+    is_as_shown(&node, &task).await;
     assert!(node.dequeue("a", 0).await.is_none());
     // Its time comes.
     db.execute("update fleet.tasks set run_at = now()").await;

@@ -263,6 +263,9 @@ async fn a_locked_head_row_starves_no_waiter() {
     let mut other = db.connect().await;
     let tx = other.transaction().await.unwrap();
     tx.query("select 1 from fleet.tasks order by seq limit 10 for update", &[]).await.unwrap();
+    // Who is not prepared for it is told to ask again, and then finds its way.
+    let lost = store.claim_for_agents(&[Waiter::one(session)], true).await.unwrap();
+    assert!(lost.claimed.is_empty() && lost.shortfall, "{lost:?}");
     let pulled = pull(&store, session).await.expect("the next row is free");
     let pushed = push(&store, boot, &[slots["h"]]).await;
     let mut got = [pulled.task_id, pushed[0].task_id];

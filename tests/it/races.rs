@@ -357,10 +357,10 @@ async fn rows_are_locked_in_the_order_of_their_ids_whatever_the_order_of_the_ite
         let ends: Vec<EndLease> =
             held.iter().map(|held| ending(*held, Outcome::Completed)).collect();
         let own = store.clone();
-        waits_for_the_first(&db, "tasks", "task_id", ids(), async move {
+        Box::pin(waits_for_the_first(&db, "tasks", "task_id", ids(), async move {
             let ended = own.end_leases(&ends, Duration::ZERO).await.unwrap();
             assert!(ended.iter().all(|ended| matches!(ended, Ended::Now(_))), "{ended:?}");
-        })
+        }))
         .await;
 
         let mut beating = sessions.to_vec();

@@ -24,7 +24,8 @@ const PORT: u16 = 5432;
 const MAX_SOCKET_PATH: usize = 100;
 /// What a modest machine would be given: memory, and room for the log so that no checkpoint falls into a short run.
 /// Everything else, durability above all, is PostgreSQL's default.
-pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '15min'\n";
+pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '15min'\n\
+     track_commit_timestamp = on\n";
 /// Lines of the server's log that an error shows.
 const LOG_LINES: usize = 8;
 
