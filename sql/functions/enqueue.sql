@@ -100,12 +100,10 @@ begin
   hash := encode(sha256(convert_to(jsonb_build_array(title, body, labels, rank, execution_mode, key, run_at, timeout_secs,
                                                      max_retries, repo, issue_url)::text, 'UTF8')), 'hex');
   perform fleet.insert_tasks(
-    jsonb_build_array(jsonb_build_object(
-      'task_id', id, 'key', coalesce(key, id::text), 'source', 'sql', 'priority', rank, 'execution_mode', execution_mode,
-      'max_retries', max_retries, 'timeout_secs', timeout_secs, 'run_at', run_at, 'title', title, 'body', body,
-      'labels', labels, 'capabilities', required, 'repo', repo, 'issue_url', issue_url, 'request_hash', hash,
-      'actor', 'sql:' || session_user)),
-    'sql:' || session_user);
+    array[id], array[coalesce(key, id::text)], array['sql'], array[rank], array[execution_mode], array[max_retries],
+    array[timeout_secs], array[run_at], array[title], array[body], array[labels::text], array[required::text], array[repo],
+    array[issue_url], array[decode(hash, 'hex')], array[null::bigint], array[null::boolean], array['sql:' || session_user],
+    array[null::text]);
   if key is not null then
     select t.task_id, encode(s.request_hash, 'hex') = hash as same into existing
       from fleet.tasks t left join fleet.task_specs s on s.task_id = t.task_id and s.version = 1

@@ -17,7 +17,7 @@ use super::{
     rows::{get, word},
     statement::{
         FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, INSERT_IDEMPOTENCY_KEY, INSERT_TASKS,
-        INTERN_LANES, MAKE_TASK_IDS, SET_IDEMPOTENCY_TASKS,
+        INTERN_LANES, MAKE_TASK_IDS, Params, SET_IDEMPOTENCY_TASKS,
     },
     tasks::show,
 };
@@ -30,18 +30,16 @@ use crate::model::{
 const TRIES: usize = 3;
 
 /// A task that is to be.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the fields are the task's")]
 pub struct NewTask {
-    /// Stands in [`Identified`], where it is never null.
-    #[serde(skip)]
+    /// `None`: its id.
     pub key: Option<String>,
     pub source: Source,
     pub title: String,
     pub body: String,
     pub labels: Vec<String>,
     pub capabilities: Vec<String>,
-    #[serde(serialize_with = "rank")]
     pub priority: Priority,
     pub execution_mode: ExecutionMode,
     pub max_retries: i32,
@@ -52,13 +50,8 @@ pub struct NewTask {
     /// For a task of the forge: the version of its issue, and that it is open.
     pub issue_version: Option<i64>,
     pub issue_open: Option<bool>,
-    /// Stands in [`Identified`]: the same request in another trace is the same request.
-    #[serde(skip)]
+    /// Not hashed: the same request in another trace is the same request.
     pub traceparent: Option<Traceparent>,
-}
-
-fn rank<S: serde::Serializer>(priority: &Priority, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_i16(priority.rank())
 }
 
 impl NewTask {
@@ -168,15 +161,12 @@ pub enum Created {
 }
 
 /// A task with the id that it will have.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub(super) struct Identified<'a> {
     task_id: TaskId,
     key: String,
-    request_hash: String,
+    request_hash: [u8; 32],
     actor: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<Traceparent>,
-    #[serde(flatten)]
     task: &'a NewTask,
 }
 
@@ -186,9 +176,8 @@ impl<'a> Identified<'a> {
         Self {
             task_id,
             key: task.key.clone().unwrap_or_else(|| task_id.to_string()),
-            request_hash: hex::encode(task.request_hash()),
+            request_hash: task.request_hash(),
             actor: actor.to_string(),
-            traceparent: task.traceparent,
             task,
         }
     }
@@ -231,7 +220,7 @@ impl<'a> Identified<'a> {
             summary: None,
             usage: None,
             notes: Vec::new(),
-            traceparent: self.traceparent,
+            traceparent: task.traceparent,
             created_at: get(row, "created_at"),
             assigned_at: None,
             started_at: None,
@@ -265,13 +254,111 @@ impl Inserted {
     }
 }
 
+/// The parameters of `insert_tasks`.
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<Uuid>,
+    keys: Vec<&'a str>,
+    sources: Vec<&'static str>,
+    priorities: Vec<i16>,
+    modes: Vec<&'static str>,
+    retries: Vec<i32>,
+    timeouts: Vec<i32>,
+    due: Vec<Option<Timestamp>>,
+    titles: Vec<&'a str>,
+    bodies: Vec<&'a str>,
+    labels: Vec<String>,
+    capabilities: Vec<String>,
+    repos: Vec<Option<Json<&'a Repo>>>,
+    issues: Vec<Option<&'a str>>,
+    hashes: Vec<&'a [u8]>,
+    versions: Vec<Option<i64>>,
+    open: Vec<Option<bool>>,
+    actors: Vec<&'a str>,
+    traces: Vec<Option<String>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(tasks: &'a [Identified<'_>]) -> Self {
+        let mut columns = Self::default();
+        for Identified { task_id, key, request_hash, actor, task } in tasks {
+            columns.ids.push(task_id.0);
+            columns.keys.push(key);
+            columns.sources.push(task.source.as_str());
+            columns.priorities.push(task.priority.rank());
+            columns.modes.push(task.execution_mode.as_str());
+            columns.retries.push(task.max_retries);
+            columns.timeouts.push(task.timeout_secs);
+            columns.due.push(task.run_at);
+            columns.titles.push(&task.title);
+            columns.bodies.push(&task.body);
+            columns.labels.push(literal(&task.labels));
+            columns.capabilities.push(literal(&task.capabilities));
+            columns.repos.push(task.repo.as_ref().map(Json));
+            columns.issues.push(task.issue_url.as_deref());
+            columns.hashes.push(request_hash);
+            columns.versions.push(task.issue_version);
+            columns.open.push(task.issue_open);
+            columns.actors.push(actor);
+            columns.traces.push(task.traceparent.map(|trace| trace.to_string()));
+        }
+        columns
+    }
+
+    async fn insert<C: GenericClient>(&self, client: &C) -> Result<Vec<Row>, StoreError> {
+        let params: Params<'_> = &[
+            &self.ids,
+            &self.keys,
+            &self.sources,
+            &self.priorities,
+            &self.modes,
+            &self.retries,
+            &self.timeouts,
+            &self.due,
+            &self.titles,
+            &self.bodies,
+            &self.labels,
+            &self.capabilities,
+            &self.repos,
+            &self.issues,
+            &self.hashes,
+            &self.versions,
+            &self.open,
+            &self.actors,
+            &self.traces,
+        ];
+        INSERT_TASKS.rows(client, params).await
+    }
+}
+
+/// A list as PostgreSQL writes an array: arrays of arrays would all have to be of one length.
+fn literal(list: &[String]) -> String {
+    let mut text = String::with_capacity(2 + list.iter().map(|item| item.len() + 3).sum::<usize>());
+    for item in list {
+        text.push(if text.is_empty() { '{' } else { ',' });
+        text.push('"');
+        for c in item.chars() {
+            if matches!(c, '"' | '\\') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push('"');
+    }
+    if text.is_empty() {
+        text.push('{');
+    }
+    text.push('}');
+    text
+}
+
 /// Inserts those whose key is free.
 pub(super) async fn insert<C: GenericClient>(
     client: &C,
     tasks: &[Identified<'_>],
     journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
-    let rows = INSERT_TASKS.rows(client, &[&Json(tasks)]).await?;
+    let rows = Columns::of(tasks).insert(client).await?;
     let mut inserted = Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new() };
     for row in &rows {
         let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
@@ -474,7 +561,7 @@ impl Store {
         if let Some(key) = idempotency_key {
             let mut hasher = Sha256::new();
             for task in rows {
-                hasher.update(&task.request_hash);
+                hasher.update(hex::encode(task.request_hash));
             }
             let hash = hasher.finalize().to_vec();
             if INSERT_IDEMPOTENCY_KEY.run(&tx, &[&key, &hash]).await? == 0 {
@@ -545,13 +632,13 @@ async fn insert_plain(
 }
 
 /// By key: the task, and the hash of the request that made it.
-type Known = HashMap<String, (TaskId, Option<String>)>;
+type Known = HashMap<String, (TaskId, Option<Vec<u8>>)>;
 
 async fn find_known<C: GenericClient>(client: &C, keys: &[&str]) -> Result<Known, StoreError> {
     let rows = FIND_TASKS_BY_KEY.rows(client, &[&keys]).await?;
     let known = |row: &Row| {
-        let hash = get::<Option<&[u8]>>(row, "request_hash").map(hex::encode);
-        (get(row, "key"), (TaskId(get::<Uuid>(row, "task_id")), hash))
+        let task_id = TaskId(get::<Uuid>(row, "task_id"));
+        (get(row, "key"), (task_id, get(row, "request_hash")))
     };
     Ok(rows.iter().map(known).collect())
 }
@@ -570,8 +657,8 @@ fn existing(
         .collect();
     // Where some are new, what existed before is in the way, whatever made it.
     let some_are_new = before.len() < tasks.len();
-    let own = |(task, (id, hash)): (&Identified<'_>, &(TaskId, Option<String>))| {
-        let same = hash.as_ref() == Some(&task.request_hash);
+    let own = |(task, (id, hash)): (&Identified<'_>, &(TaskId, Option<Vec<u8>>))| {
+        let same = hash.as_deref() == Some(&task.request_hash[..]);
         if same && !some_are_new { Ok(*id) } else { Err(task.key.clone()) }
     };
     before.into_iter().map(own).collect()
@@ -581,16 +668,15 @@ fn existing(
 mod tests {
     use super::*;
 
-    /// As it was computed before: stored hashes have to be met.
-    fn canonical(task: &NewTask) -> [u8; 32] {
-        let mut value = serde_json::to_value(task).unwrap();
-        value["key"] = task.key.clone().into();
-        value.as_object_mut().unwrap().remove("source");
-        Sha256::digest(value.to_string()).into()
+    #[test]
+    fn an_array_is_written_as_postgresql_reads_it() {
+        let set = ["a b", "", "NULL", "{x,y}", "\"q\" \\"].map(str::to_owned);
+        assert_eq!(literal(&set), r#"{"a b","","NULL","{x,y}","\"q\" \\"}"#);
+        assert_eq!(literal(&[]), "{}");
     }
 
     #[test]
-    fn the_hash_is_of_the_fields_in_the_order_of_their_names() {
+    fn a_request_has_the_hash_that_databases_are_full_of() {
         let mut task = NewTask {
             key: None,
             source: Source::Api,
@@ -609,7 +695,8 @@ mod tests {
             issue_open: None,
             traceparent: None,
         };
-        assert_eq!(task.request_hash(), canonical(&task));
+        let hash = "79df85e889edd4272de18d12f3f9044a401d0d860de7554734a7129b9eb627e8";
+        assert_eq!(hex::encode(task.request_hash()), hash);
         task.key = Some("org/repo#1".to_owned());
         task.run_at = Some("2026-11-27T10:00:00.123456Z".parse().unwrap());
         task.issue_url = Some("https://forge/1".to_owned());
@@ -620,8 +707,8 @@ mod tests {
             ssh_url: None,
             default_branch: Some("main".to_owned()),
         });
-        assert_eq!(task.request_hash(), canonical(&task));
         task.source = Source::Forgejo;
-        assert_eq!(task.request_hash(), canonical(&task));
+        let hash = "259d6e73f8b9295e4be5fd3bafccf54304b86eaefecb5d6da3d839f73345fada";
+        assert_eq!(hex::encode(task.request_hash()), hash);
     }
 }

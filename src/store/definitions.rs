@@ -52,7 +52,10 @@ built! {
     "delete_old_keys" "double precision, integer" "table (deleted bigint)"
     "find_target" "text, uuid" "table (kind text, capable boolean)"
     // What it returns is for the coordinator alone.
-    "insert_tasks" "jsonb, text" "void"
+    "insert_tasks"
+        "uuid[], text[], text[], smallint[], text[], integer[], integer[], timestamptz[], text[], text[], text[], text[],
+         jsonb[], text[], bytea[], bigint[], boolean[], text[], text[]"
+        "void"
     "purge_tasks" "double precision, uuid, boolean, integer" "table (last_id uuid, purged bigint)"
     "retry_task" "uuid, text, text, text" "table (status text, lease bigint, holder uuid, applied boolean, xid text)"
     "set_lane_paused" "text[], boolean" "table (lane_id bigint, paused_at timestamptz)"
