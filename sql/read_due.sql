@@ -1,5 +1,5 @@
--- Purpose: the scheduler's look: which kinds of work are due, and in how many seconds something will be next (null: never,
---          as things stand). One statement, so that idling costs one.
+-- Purpose: the scheduler's look: which kinds of work are due, and in how many seconds something will be next (null: not within
+--          the time for which it sleeps at most). One statement, so that idling costs one.
 -- Locks:   none.
 -- Index:   tasks_due; tasks_ready_pull, tasks_ready_push (lane_id is null is their first key).
 -- $1 double precision: grace for runs on hosts past their deadline, in seconds.
@@ -14,5 +14,7 @@ select exists (select 1 from fleet.tasks
                 where lane_id is null and status = 'created' and execution_mode in ('http_pull', 'undecided'))
        or exists (select 1 from fleet.tasks
                    where lane_id is null and status = 'created' and execution_mode in ('ssh_cli', 'undecided')) as laneless,
-       extract(epoch from (select min(due_at) from fleet.tasks where due_at is not null and due_at > now())
+       -- bounded, since it would read every deadline of what is done already, until vacuum has been there
+       extract(epoch from (select min(due_at) from fleet.tasks
+                            where due_at is not null and due_at > now() and due_at < now() + interval '5 s')
                           - now())::double precision as next_secs

@@ -1,7 +1,7 @@
 //! The reaper: sessions that fell silent end, and with them, in bounded batches, their leases; so do leases past their
 //! deadline. It judges nobody before it can see, see `sql/end_silent_sessions.sql`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Replica;
 use crate::{
@@ -12,6 +12,9 @@ use crate::{
 
 /// Looks at least so often: how late may be a lease whose session somebody else ended and did not live to clear up after.
 const FLOOR: Duration = Duration::from_millis(2_500);
+/// Looks at all that is held so often: what was lost while no replica could see it. Less than `sql/read_silence.sql` looks
+/// back otherwise.
+const IN_FULL: Duration = Duration::from_secs(60);
 /// Between two looks at least.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Rows in one batch.
@@ -22,10 +25,18 @@ pub(super) const HOST_GRACE: Duration = Duration::from_secs(60);
 /// The loop: sleeps until the next session would be silent.
 pub(super) async fn run(replica: &Replica) {
     let mut next = PAUSE;
+    let mut looked: Option<Instant> = None;
     while !replica.shutdown.sleep(next).await {
         let floor = FLOOR.mul_f64(rand::random_range(0.8..1.2));
-        next = match round(replica).await {
-            Ok(next) => next.unwrap_or(floor).clamp(PAUSE, floor),
+        let in_full = looked.is_none_or(|at| at.elapsed() >= IN_FULL);
+        let now = Instant::now();
+        next = match round(replica, in_full).await {
+            Ok(next) => {
+                if in_full {
+                    looked = Some(now);
+                }
+                next.unwrap_or(floor).clamp(PAUSE, floor)
+            }
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "the reaper could not finish its round");
                 floor
@@ -35,8 +46,8 @@ pub(super) async fn run(replica: &Replica) {
 }
 
 /// One look, and what it calls for. Returns in how long the next session would be silent.
-async fn round(replica: &Replica) -> Result<Option<Duration>, StoreError> {
-    let silence = replica.store.read_silence().await?;
+async fn round(replica: &Replica, in_full: bool) -> Result<Option<Duration>, StoreError> {
+    let silence = replica.store.read_silence(in_full).await?;
     let mut lost = silence.lost;
     if silence.silent {
         let ended = replica.store.end_silent_sessions(replica.session(), BATCH).await?;

@@ -74,10 +74,10 @@ impl Store {
         })
     }
 
-    /// The reaper's look.
-    pub async fn read_silence(&self) -> Result<Silence, StoreError> {
+    /// The reaper's look. Unless `in_full`, leases are lost only by sessions that ended within the last two minutes.
+    pub async fn read_silence(&self, in_full: bool) -> Result<Silence, StoreError> {
         let client = self.client().await?;
-        let row = READ_SILENCE.one(&client, &[]).await?;
+        let row = READ_SILENCE.one(&client, &[&in_full]).await?;
         Ok(Silence { silent: get(&row, "silent"), lost: get(&row, "lost"), next: next_of(&row) })
     }
 

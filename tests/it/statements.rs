@@ -118,6 +118,15 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
 }
 
 #[tokio::test]
+async fn sessions_are_locked_for_a_claim_by_their_ids_also_by_a_plan_made_for_few() {
+    let db = Db::new().await;
+    // As a replica's sessions have it.
+    db.execute("analyze fleet.sessions; analyze fleet.agents; set enable_seqscan = off").await;
+    let plan = plan(&db, "claim_pull_1_lock", "array[gen_random_uuid()]").await;
+    assert!(plan.contains("using sessions_pkey") && !plan.contains("sessions_live"), "{plan}");
+}
+
+#[tokio::test]
 async fn holder_writes_find_their_row_by_primary_key() {
     let db = stale_backlog().await;
     // The index of what is held is small, and tempting.
