@@ -8,6 +8,7 @@
 -- $8 timestamptz: when it is due, or null; $9 text: title; $10 text: body; $11 text, $12 text: labels and requirements, each
 -- an array as text; $13 jsonb: repo, or null; $14 text: the issue's page, or null; $15 bytea: hash of the request, or null;
 -- $16 bigint, $17 boolean: version of the issue and whether it is open, or null; $18 text: actor; $19 text: trace, or null.
+-- $20 boolean: whether to say why they wait, which looks at agents and hosts.
 with input as materialized (
   select i.task_id, i.key, i.source, i.priority, i.execution_mode, i.max_retries, i.timeout_secs, i.run_at, i.title, i.body,
          i.labels::text[] as labels, i.capabilities::text[] as capabilities, i.repo, i.issue_url, i.request_hash,
@@ -46,7 +47,8 @@ event as (
 reason as materialized (
   select a.*, fleet.waiting_reason(a.status, a.execution_mode, null, a.capabilities, a.lane_id) as waiting_reason
     from (select distinct task.status, task.execution_mode, i.capabilities, task.lane_id
-            from task join input i using (task_id)) a
+            from task join input i using (task_id)
+           where $20::boolean) a
 )
 select i.ord, task.task_id, task.status, task.lane_id, task.priority, task.seq, task.run_at, task.created_at,
        w.waiting_reason

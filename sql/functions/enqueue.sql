@@ -103,7 +103,7 @@ begin
     array[id], array[coalesce(key, id::text)], array['sql'], array[rank], array[execution_mode], array[max_retries],
     array[timeout_secs], array[run_at], array[title], array[body], array[labels::text], array[required::text], array[repo],
     array[issue_url], array[decode(hash, 'hex')], array[null::bigint], array[null::boolean], array['sql:' || session_user],
-    array[null::text]);
+    array[null::text], false);
   if key is not null then
     select t.task_id, encode(s.request_hash, 'hex') = hash as same into existing
       from fleet.tasks t left join fleet.task_specs s on s.task_id = t.task_id and s.version = 1

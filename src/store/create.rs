@@ -305,7 +305,11 @@ impl<'a> Columns<'a> {
         columns
     }
 
-    async fn insert<C: GenericClient>(&self, client: &C) -> Result<Vec<Row>, StoreError> {
+    async fn insert<C: GenericClient>(
+        &self,
+        client: &C,
+        say_why: bool,
+    ) -> Result<Vec<Row>, StoreError> {
         let params: Params<'_> = &[
             &self.ids,
             &self.keys,
@@ -326,6 +330,7 @@ impl<'a> Columns<'a> {
             &self.open,
             &self.actors,
             &self.traces,
+            &say_why,
         ];
         INSERT_TASKS.rows(client, params).await
     }
@@ -352,13 +357,14 @@ fn literal(list: &[String]) -> String {
     text
 }
 
-/// Inserts those whose key is free.
+/// Inserts those whose key is free. With `say_why` they are told why they wait, which looks at agents and hosts.
 pub(super) async fn insert<C: GenericClient>(
     client: &C,
     tasks: &[Identified<'_>],
+    say_why: bool,
     journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
-    let rows = Columns::of(tasks).insert(client).await?;
+    let rows = Columns::of(tasks).insert(client, say_why).await?;
     let mut inserted = Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new() };
     for row in &rows {
         let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
@@ -523,7 +529,7 @@ impl Store {
             insert_plain(&mut client, rows, &mut journal).await?
         } else {
             let tx = begin_planned(&mut client).await?;
-            let inserted = insert(&tx, rows, &mut journal).await?;
+            let inserted = insert(&tx, rows, true, &mut journal).await?;
             if inserted.tasks.len() == rows.len() {
                 commit(tx).await?;
             }
@@ -577,7 +583,7 @@ impl Store {
         }
 
         let mut journal = Journal::default();
-        let inserted = insert(&tx, rows, &mut journal).await?;
+        let inserted = insert(&tx, rows, true, &mut journal).await?;
         let ids = inserted.ids();
         let Inserted { mut tasks, places } = inserted;
         let outcome = if ids.len() == rows.len() {
@@ -625,7 +631,7 @@ async fn insert_plain(
     let tx = open(client);
     let inserting = async {
         let ((), inserted) =
-            tokio::try_join!(biased; tx.begin_planned(), insert(&tx, rows, journal))?;
+            tokio::try_join!(biased; tx.begin_planned(), insert(&tx, rows, true, journal))?;
         Ok(inserted)
     };
     tx.commit_behind(inserting).await

@@ -54,7 +54,7 @@ built! {
     // What it returns is for the coordinator alone.
     "insert_tasks"
         "uuid[], text[], text[], smallint[], text[], integer[], integer[], timestamptz[], text[], text[], text[], text[],
-         jsonb[], text[], bytea[], bigint[], boolean[], text[], text[]"
+         jsonb[], text[], bytea[], bigint[], boolean[], text[], text[], boolean"
         "void"
     "purge_tasks" "double precision, uuid, boolean, integer" "table (last_id uuid, purged bigint)"
     "retry_task" "uuid, text, text, text" "table (status text, lease bigint, holder uuid, applied boolean, xid text)"

@@ -277,7 +277,7 @@ async fn insert_new<C: GenericClient>(
         biased;
         insert_deliveries(client, new),
         insert_issues(client, new),
-        create::insert(client, &tasks, journal)
+        create::insert(client, &tasks, false, journal)
     )?;
     let all = deliveries == new.len() && kept == issues && made.tasks.len() == tasks.len();
     Ok(all.then_some(made.places))

@@ -163,7 +163,10 @@ async fn create_task<C: GenericClient>(
         .await?
         .pop()
         .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
-    match create::insert(client, &[Identified::new(id, &task, &actor)], journal).await?.tasks.pop()
+    match create::insert(client, &[Identified::new(id, &task, &actor)], false, journal)
+        .await?
+        .tasks
+        .pop()
     {
         Some(task) => Ok(DeliveryOutcome {
             result: DeliveryResult::Created,
