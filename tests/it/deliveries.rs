@@ -256,7 +256,7 @@ async fn deliveries_that_arrive_together_are_committed_together_and_hurt_no_othe
         tx.batch_execute("lock table fleet.webhook_deliveries in exclusive mode").await.unwrap();
         let sending = join_all(all.iter().map(|(delivery, _)| delivery.answer(&node)));
         let releasing = async {
-            db.until_waiting(2).await;
+            db.until_waiting(1).await;
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             tx.rollback().await.unwrap();
         };
