@@ -39,7 +39,8 @@ event as (
     from claimed
 )
 select c.session_id, c.from_status, c.agent_id,
-       c.task_id, c.key, c.source, c.priority, c.status, c.execution_mode, c.pinned_to, c.lease, c.attempt,
+       c.task_id, coalesce(c.key, c.task_id::text) as key, c.source, c.priority, c.status,
+       c.execution_mode, c.pinned_to, c.lease, c.attempt,
        c.max_retries, c.retry_count, c.review_count, c.timeout_secs, c.run_at, c.deadline_at,
        c.assigned_agent_id, c.assigned_host,
        greatest(h.last_heartbeat_at, w.asked_at) + h.ttl as lease_expires_at,

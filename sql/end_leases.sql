@@ -104,7 +104,8 @@ event as (
     from verdict
 )
 select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source, c.trace,
-       t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pinned_to, t.lease, t.attempt,
+       t.task_id, coalesce(t.key, t.task_id::text) as key, t.source, t.priority, t.status,
+       t.execution_mode, t.pinned_to, t.lease, t.attempt,
        t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
        t.assigned_agent_id, t.assigned_host, null::timestamptz as lease_expires_at,
        t.created_at, t.assigned_at, t.started_at, t.completed_at, t.last_activity_at, t.pr_url, t.pr_title, t.error,

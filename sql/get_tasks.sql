@@ -15,7 +15,8 @@ reason as materialized (
   select a.*, fleet.waiting_reason(a.status, a.execution_mode, null, a.capabilities, a.lane_id) as waiting_reason
     from (select distinct status, execution_mode, capabilities, lane_id from task where waits) a
 )
-select t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pinned_to, t.lease, t.attempt,
+select t.task_id, coalesce(t.key, t.task_id::text) as key, t.source, t.priority, t.status,
+       t.execution_mode, t.pinned_to, t.lease, t.attempt,
        t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
        case when t.status = 'assigned' and t.holder is null and t.execution_mode = 'http_pull'
             then t.pinned_to else t.assigned_agent_id end as assigned_agent_id,

@@ -2,7 +2,7 @@
 --          not returned. What it answers is all of a new task that its request does not say.
 -- Locks:   inserted rows only, in the order of their keys; those that nobody named in the order given, which is then
 --          that of their seq.
--- Index:   tasks_key; lanes_capabilities_key; lanes_pkey; sessions_pkey.
+-- Index:   tasks_key; tasks_pkey; lanes_capabilities_key; lanes_pkey; sessions_pkey.
 -- One value each a task, in arrays, since reading them from JSON takes as long as all else: $1 uuid: id; $2 text: key; $3 text:
 -- source; $4 smallint: priority; $5 text: execution mode; $6 integer: retries; $7 integer: seconds of an attempt;
 -- $8 timestamptz: when it is due, or null; $9 text: title; $10 text: body; $11 text, $12 text: labels and requirements, each
@@ -29,8 +29,8 @@ task as (
     from input i
     left join fleet.lanes l on l.capabilities = i.capabilities and l.retired_xid is null
    order by nullif(i.key, i.task_id::text), i.ord
-  on conflict (key) do nothing
-  returning task_id, key, status, lane_id, priority, seq, execution_mode, run_at, created_at
+  on conflict do nothing
+  returning task_id, status, lane_id, priority, seq, execution_mode, run_at, created_at
 ),
 spec as (
   insert into fleet.task_specs (task_id, title, body, labels, capabilities, repo, issue_url, request_hash)

@@ -3,7 +3,8 @@
 -- Index:   tasks_pkey (ids follow the database's clock); task_specs_pkey; sessions_pkey; receipts_pkey.
 -- $1 text: status; $2 text: agent_id or host, as holder or pin; $3 text: execution_mode; $4 text: capability;
 -- $5 text: source; $6 text: part of the title or key; $7 uuid: only ids below; $8 bigint: how many.
-select t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pinned_to, t.lease, t.attempt,
+select t.task_id, coalesce(t.key, t.task_id::text) as key, t.source, t.priority, t.status,
+       t.execution_mode, t.pinned_to, t.lease, t.attempt,
        t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
        case when t.status = 'assigned' and t.holder is null and t.execution_mode = 'http_pull'
             then t.pinned_to else t.assigned_agent_id end as assigned_agent_id,
@@ -26,7 +27,8 @@ select t.task_id, t.key, t.source, t.priority, t.status, t.execution_mode, t.pin
    and ($3::text is null or t.execution_mode = $3)
    and ($4::text is null or $4 = any (s.capabilities))
    and ($5::text is null or t.source = $5)
-   and ($6::text is null or strpos(lower(s.title), lower($6)) > 0 or strpos(lower(t.key), lower($6)) > 0)
+   and ($6::text is null or strpos(lower(s.title), lower($6)) > 0
+        or strpos(lower(coalesce(t.key, t.task_id::text)), lower($6)) > 0)
    and ($7::uuid is null or t.task_id < $7)
  order by t.task_id desc
  limit $8::bigint

@@ -5,26 +5,23 @@ use std::{borrow::Cow, collections::HashMap};
 use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tokio_postgres::{Row, types::Json};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
     ReadyPlace, Store, StoreError,
-    client::Client,
-    connection::{GenericClient, begin_planned, commit, open},
+    connection::{GenericClient, begin_planned, commit},
     error::retry,
-    journal::{Journal, Line},
-    rows::{get, word},
+    insert::{Identified, Inserted, insert, insert_all, make_ids},
+    journal::Journal,
+    rows::get,
     statement::{
-        FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, INSERT_IDEMPOTENCY_KEY, INSERT_TASKS,
-        INTERN_LANES, MAKE_TASK_IDS, Params, SET_IDEMPOTENCY_TASKS,
+        FIND_IDEMPOTENCY_KEY, FIND_TASKS_BY_KEY, INSERT_IDEMPOTENCY_KEY, INTERN_LANES,
+        MAKE_TASK_IDS, SET_IDEMPOTENCY_TASKS,
     },
     tasks::show,
 };
-use crate::model::{
-    Actor, EventType, ExecutionMode, Lease, Priority, Repo, Source, Status, Task, TaskId,
-    Traceparent, branch_name,
-};
+use crate::model::{Actor, ExecutionMode, Priority, Repo, Source, Task, TaskId, Traceparent};
 
 /// How often a batch is tried while others make the same tasks.
 const TRIES: usize = 3;
@@ -160,236 +157,6 @@ pub enum Created {
     },
 }
 
-/// A task with the id that it will have.
-#[derive(Debug, Clone)]
-pub(super) struct Identified<'a> {
-    task_id: TaskId,
-    key: String,
-    request_hash: [u8; 32],
-    actor: String,
-    task: &'a NewTask,
-}
-
-impl<'a> Identified<'a> {
-    /// A task that nobody named is named by its id.
-    pub(super) fn new(task_id: TaskId, task: &'a NewTask, actor: &Actor) -> Self {
-        Self {
-            task_id,
-            key: task.key.clone().unwrap_or_else(|| task_id.to_string()),
-            request_hash: task.request_hash(),
-            actor: actor.to_string(),
-            task,
-        }
-    }
-
-    /// The task as it is when it was just made, by its row of `insert_tasks`: as `get_tasks` would show it, without reading it.
-    fn made(&self, row: &Row) -> Result<Task, StoreError> {
-        let task = self.task;
-        Ok(Task {
-            task_id: self.task_id,
-            key: self.key.clone(),
-            source: task.source,
-            title: task.title.clone(),
-            body: Some(task.body.clone()),
-            labels: task.labels.clone(),
-            task_type: Task::task_type_of(&task.capabilities),
-            capabilities: task.capabilities.clone(),
-            priority: task.priority,
-            status: word(row, "status")?,
-            execution_mode: task.execution_mode,
-            repo: task.repo.clone(),
-            issue_url: task.issue_url.clone(),
-            prompt: None,
-            pinned_to: None,
-            assigned_agent_id: None,
-            assigned_host: None,
-            lease: Lease::default(),
-            lease_expires_at: None,
-            deadline_at: None,
-            attempt: 0,
-            max_retries: task.max_retries,
-            retry_count: 0,
-            review_count: 0,
-            timeout_secs: task.timeout_secs,
-            run_at: get(row, "run_at"),
-            branch_name: branch_name(&self.key),
-            pr_url: None,
-            pr_title: None,
-            waiting_reason: get(row, "waiting_reason"),
-            error: None,
-            summary: None,
-            usage: None,
-            notes: Vec::new(),
-            traceparent: task.traceparent,
-            created_at: get(row, "created_at"),
-            assigned_at: None,
-            started_at: None,
-            completed_at: None,
-            last_activity_at: None,
-        })
-    }
-}
-
-/// Ids for tasks that are to be made.
-pub(super) async fn make_ids<C: GenericClient>(
-    client: &C,
-    count: usize,
-) -> Result<Vec<TaskId>, StoreError> {
-    let count = i32::try_from(count).unwrap_or(i32::MAX);
-    let rows = MAKE_TASK_IDS.rows(client, &[&count]).await?;
-    Ok(rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect())
-}
-
-/// Tasks that were inserted, in the order of the request.
-#[derive(Debug)]
-pub(super) struct Inserted {
-    pub(super) tasks: Vec<Task>,
-    /// Of those that are ready.
-    pub(super) places: Vec<ReadyPlace>,
-}
-
-impl Inserted {
-    fn ids(&self) -> Vec<TaskId> {
-        self.tasks.iter().map(|task| task.task_id).collect()
-    }
-}
-
-/// The parameters of `insert_tasks`.
-#[derive(Default)]
-struct Columns<'a> {
-    ids: Vec<Uuid>,
-    keys: Vec<&'a str>,
-    sources: Vec<&'static str>,
-    priorities: Vec<i16>,
-    modes: Vec<&'static str>,
-    retries: Vec<i32>,
-    timeouts: Vec<i32>,
-    due: Vec<Option<Timestamp>>,
-    titles: Vec<&'a str>,
-    bodies: Vec<&'a str>,
-    labels: Vec<String>,
-    capabilities: Vec<String>,
-    repos: Vec<Option<Json<&'a Repo>>>,
-    issues: Vec<Option<&'a str>>,
-    hashes: Vec<&'a [u8]>,
-    versions: Vec<Option<i64>>,
-    open: Vec<Option<bool>>,
-    actors: Vec<&'a str>,
-    traces: Vec<Option<String>>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(tasks: &'a [Identified<'_>]) -> Self {
-        let mut columns = Self::default();
-        for Identified { task_id, key, request_hash, actor, task } in tasks {
-            columns.ids.push(task_id.0);
-            columns.keys.push(key);
-            columns.sources.push(task.source.as_str());
-            columns.priorities.push(task.priority.rank());
-            columns.modes.push(task.execution_mode.as_str());
-            columns.retries.push(task.max_retries);
-            columns.timeouts.push(task.timeout_secs);
-            columns.due.push(task.run_at);
-            columns.titles.push(&task.title);
-            columns.bodies.push(&task.body);
-            columns.labels.push(literal(&task.labels));
-            columns.capabilities.push(literal(&task.capabilities));
-            columns.repos.push(task.repo.as_ref().map(Json));
-            columns.issues.push(task.issue_url.as_deref());
-            columns.hashes.push(request_hash);
-            columns.versions.push(task.issue_version);
-            columns.open.push(task.issue_open);
-            columns.actors.push(actor);
-            columns.traces.push(task.traceparent.map(|trace| trace.to_string()));
-        }
-        columns
-    }
-
-    async fn insert<C: GenericClient>(
-        &self,
-        client: &C,
-        say_why: bool,
-    ) -> Result<Vec<Row>, StoreError> {
-        let params: Params<'_> = &[
-            &self.ids,
-            &self.keys,
-            &self.sources,
-            &self.priorities,
-            &self.modes,
-            &self.retries,
-            &self.timeouts,
-            &self.due,
-            &self.titles,
-            &self.bodies,
-            &self.labels,
-            &self.capabilities,
-            &self.repos,
-            &self.issues,
-            &self.hashes,
-            &self.versions,
-            &self.open,
-            &self.actors,
-            &self.traces,
-            &say_why,
-        ];
-        INSERT_TASKS.rows(client, params).await
-    }
-}
-
-/// A list as PostgreSQL writes an array: arrays of arrays would all have to be of one length.
-fn literal(list: &[String]) -> String {
-    let mut text = String::with_capacity(2 + list.iter().map(|item| item.len() + 3).sum::<usize>());
-    for item in list {
-        text.push(if text.is_empty() { '{' } else { ',' });
-        text.push('"');
-        for c in item.chars() {
-            if matches!(c, '"' | '\\') {
-                text.push('\\');
-            }
-            text.push(c);
-        }
-        text.push('"');
-    }
-    if text.is_empty() {
-        text.push('{');
-    }
-    text.push('}');
-    text
-}
-
-/// Inserts those whose key is free. With `say_why` they are told why they wait, which looks at agents and hosts.
-pub(super) async fn insert<C: GenericClient>(
-    client: &C,
-    tasks: &[Identified<'_>],
-    say_why: bool,
-    journal: &mut Journal,
-) -> Result<Inserted, StoreError> {
-    let rows = Columns::of(tasks).insert(client, say_why).await?;
-    let mut inserted = Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new() };
-    for row in &rows {
-        let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
-        let Some(task) = tasks.get(place) else { continue };
-        let made = task.made(row)?;
-        journal.note(|| Line {
-            task_id: task.task_id.0,
-            key: Some(task.key.clone()),
-            event: EventType::Created.to_string(),
-            status: Some(made.status.to_string()),
-            attempt: Some(0),
-            actor: task.actor.clone(),
-            ..Line::default()
-        });
-        if made.status == Status::Created
-            && let Some(lane_id) = get::<Option<i64>>(row, "lane_id")
-        {
-            let priority = get(row, "priority");
-            inserted.places.push(ReadyPlace { lane_id, priority, seq: get(row, "seq") });
-        }
-        inserted.tasks.push(made);
-    }
-    Ok(inserted)
-}
-
 impl Store {
     /// Gives each set of requirements its lane, in a transaction of its own.
     pub async fn intern_lanes<'a>(
@@ -456,8 +223,7 @@ impl Store {
                 break;
             }
             // Somebody else, or this very call before its connection was lost.
-            let keys: Vec<&str> = rows.iter().map(|row| row.key.as_str()).collect();
-            known = find_known(&self.client().await?, &keys).await?;
+            known = find_known(&self.client().await?, &rows).await?;
         }
         for (place, rows) in open {
             made.push((place, retry!(self.create_once(rows, None).await)?));
@@ -478,7 +244,7 @@ impl Store {
         }
         MAKE_TASK_IDS.prepare(&client).await?;
         FIND_TASKS_BY_KEY.prepare(&client).await?;
-        tokio::try_join!(biased; make_ids(&client, count), find_known(&client, keys))
+        tokio::try_join!(biased; make_ids(&client, count), find_keys(&client, keys, &[]))
     }
 
     /// What came of requests some of whose keys are known.
@@ -499,9 +265,7 @@ impl Store {
                     Ok(ids) => {
                         let shown: Vec<Task> =
                             ids.iter().filter_map(|id| tasks.remove(id)).collect();
-                        // Its own ids: this very call, tried again after an unknown outcome.
-                        let own = rows.iter().map(|row| row.task_id).eq(ids.iter().copied());
-                        (if own { Created::New(ids) } else { Created::Repeated(ids) }, shown)
+                        (repeated(rows, ids), shown)
                     }
                 };
                 (*place, Creation { outcome, tasks, places: Vec::new() })
@@ -521,23 +285,13 @@ impl Store {
         if sets.is_empty() { Ok(()) } else { self.intern_lanes(sets.into_iter()).await }
     }
 
-    /// All of them, or `None` and nothing when a key is in the way.
+    /// All of them, or `None` and nothing when something is in the way.
     async fn create_all(&self, rows: &[Identified<'_>]) -> Result<Option<Creation>, StoreError> {
         let mut client = self.client().await?;
         let mut journal = Journal::default();
-        let inserted = if rows.iter().all(|row| row.task.key.is_none()) {
-            insert_plain(&mut client, rows, &mut journal).await?
-        } else {
-            let tx = begin_planned(&mut client).await?;
-            let inserted = insert(&tx, rows, true, &mut journal).await?;
-            if inserted.tasks.len() == rows.len() {
-                commit(tx).await?;
-            }
-            inserted
-        };
-        if inserted.tasks.len() < rows.len() {
+        let Some(inserted) = insert_all(&mut client, rows, &mut journal).await? else {
             return Ok(None);
-        }
+        };
         journal.write();
         let outcome = Created::New(inserted.ids());
         Ok(Some(Creation { outcome, tasks: inserted.tasks, places: inserted.places }))
@@ -548,26 +302,19 @@ impl Store {
         rows: &[Identified<'_>],
         idempotency_key: Option<&str>,
     ) -> Result<Creation, StoreError> {
-        let mut client = self.client().await?;
-        if idempotency_key.is_none() && rows.iter().all(|row| row.task.key.is_none()) {
-            let mut journal = Journal::default();
-            let Inserted { mut tasks, places } =
-                insert_plain(&mut client, rows, &mut journal).await?;
-            journal.write();
-            let ids: Vec<TaskId> = rows.iter().map(|row| row.task_id).collect();
-            if tasks.len() < ids.len() {
-                // They were made by this very call, which is tried again after an unknown outcome.
-                tasks = show(&client, &ids).await?;
-            }
-            return Ok(Creation { outcome: Created::New(ids), tasks, places });
+        if idempotency_key.is_none()
+            && let Some(all) = self.create_all(rows).await?
+        {
+            return Ok(all);
         }
+        let mut client = self.client().await?;
         let tx = begin_planned(&mut client).await?;
         let nothing = |outcome| Creation { outcome, tasks: Vec::new(), places: Vec::new() };
 
         if let Some(key) = idempotency_key {
             let mut hasher = Sha256::new();
             for task in rows {
-                hasher.update(hex::encode(task.request_hash));
+                hasher.update(hex::encode(task.task.request_hash()));
             }
             let hash = hasher.finalize().to_vec();
             if INSERT_IDEMPOTENCY_KEY.run(&tx, &[&key, &hash]).await? == 0 {
@@ -589,11 +336,10 @@ impl Store {
         let outcome = if ids.len() == rows.len() {
             Created::New(ids)
         } else {
-            let keys: Vec<&str> = rows.iter().map(|t| t.key.as_str()).collect();
-            match existing(rows, &find_known(&tx, &keys).await?, &ids) {
+            match existing(rows, &find_known(&tx, rows).await?, &ids) {
                 Ok(ids) => {
                     tasks = show(&tx, &ids).await?;
-                    Created::Repeated(ids)
+                    repeated(rows, ids)
                 }
                 // All or none: the transaction ends without a commit.
                 Err(key) => return Ok(nothing(Created::Conflict { key })),
@@ -620,28 +366,26 @@ fn identified<'a>(ids: &[TaskId], requests: &[&'a NewRequest]) -> Vec<Identified
     ids.iter().zip(tasks).map(|(id, (task, actor))| Identified::new(*id, task, actor)).collect()
 }
 
-/// Inserts tasks that nobody named, with the commit in the same round trip: nothing is in their way but themselves, from a try
-/// before. The insert is one statement, so it may as well be committed without the `begin`.
-async fn insert_plain(
-    client: &mut Client,
-    rows: &[Identified<'_>],
-    journal: &mut Journal,
-) -> Result<Inserted, StoreError> {
-    INSERT_TASKS.prepare(client).await?;
-    let tx = open(client);
-    let inserting = async {
-        let ((), inserted) =
-            tokio::try_join!(biased; tx.begin_planned(), insert(&tx, rows, true, journal))?;
-        Ok(inserted)
-    };
-    tx.commit_behind(inserting).await
-}
-
 /// By key: the task, and the hash of the request that made it.
 type Known = HashMap<String, (TaskId, Option<Vec<u8>>)>;
 
-async fn find_known<C: GenericClient>(client: &C, keys: &[&str]) -> Result<Known, StoreError> {
-    let rows = FIND_TASKS_BY_KEY.rows(client, &[&keys]).await?;
+/// What exists of these.
+async fn find_known<C: GenericClient>(
+    client: &C,
+    tasks: &[Identified<'_>],
+) -> Result<Known, StoreError> {
+    let keys: Vec<&str> = tasks.iter().filter_map(|task| task.task.key.as_deref()).collect();
+    let unnamed = tasks.iter().filter(|task| task.task.key.is_none());
+    let unnamed: Vec<Uuid> = unnamed.map(|task| task.task_id.0).collect();
+    find_keys(client, &keys, &unnamed).await
+}
+
+async fn find_keys<C: GenericClient>(
+    client: &C,
+    keys: &[&str],
+    unnamed: &[Uuid],
+) -> Result<Known, StoreError> {
+    let rows = FIND_TASKS_BY_KEY.rows(client, &[&keys, &unnamed]).await?;
     let known = |row: &Row| {
         let task_id = TaskId(get::<Uuid>(row, "task_id"));
         (get(row, "key"), (task_id, get(row, "request_hash")))
@@ -664,22 +408,22 @@ fn existing(
     // Where some are new, what existed before is in the way, whatever made it.
     let some_are_new = before.len() < tasks.len();
     let own = |(task, (id, hash)): (&Identified<'_>, &(TaskId, Option<Vec<u8>>))| {
-        let same = hash.as_deref() == Some(&task.request_hash[..]);
+        // A task that nobody named was found by its own id.
+        let same = task.request_hash.is_none_or(|own| hash.as_deref() == Some(&own[..]));
         if same && !some_are_new { Ok(*id) } else { Err(task.key.clone()) }
     };
     before.into_iter().map(own).collect()
 }
 
+/// What exists has the ids of the request itself when it was made by this very call, tried again after an unknown outcome.
+fn repeated(rows: &[Identified<'_>], ids: Vec<TaskId>) -> Created {
+    let own = rows.iter().map(|row| row.task_id).eq(ids.iter().copied());
+    if own { Created::New(ids) } else { Created::Repeated(ids) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_array_is_written_as_postgresql_reads_it() {
-        let set = ["a b", "", "NULL", "{x,y}", "\"q\" \\"].map(str::to_owned);
-        assert_eq!(literal(&set), r#"{"a b","","NULL","{x,y}","\"q\" \\"}"#);
-        assert_eq!(literal(&[]), "{}");
-    }
 
     #[test]
     fn a_request_has_the_hash_that_databases_are_full_of() {

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::{
     NewTask, ReadyPlace, Store, StoreError,
     connection::{GenericClient, begin, commit},
-    create::{self, Identified, make_ids},
     error::retry,
+    insert::{self, Identified, make_ids},
     issues::{apply_or_create, find, new_task},
     journal::Journal,
     rows::get,
@@ -277,7 +277,7 @@ async fn insert_new<C: GenericClient>(
         biased;
         insert_deliveries(client, new),
         insert_issues(client, new),
-        create::insert(client, &tasks, false, journal)
+        insert::insert(client, &tasks, false, journal)
     )?;
     let all = deliveries == new.len() && kept == issues && made.tasks.len() == tasks.len();
     Ok(all.then_some(made.places))

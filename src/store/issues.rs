@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     DeliveryOutcome, DeliveryResult, IssueDefaults, NewTask, StoreError,
     connection::GenericClient,
-    create::{self, Identified},
+    insert::{self, Identified},
     journal::{Journal, Line},
     rows::{self, get, word},
     statement::{
@@ -159,11 +159,11 @@ async fn create_task<C: GenericClient>(
 ) -> Result<DeliveryOutcome, StoreError> {
     let task = new_task(key, issue, issue_version, defaults);
     let actor = Actor::Forge(issue.sender.clone());
-    let id = create::make_ids(client, 1)
+    let id = insert::make_ids(client, 1)
         .await?
         .pop()
         .ok_or_else(|| StoreError::Unknown { what: "no id for a new task".into() })?;
-    match create::insert(client, &[Identified::new(id, &task, &actor)], false, journal)
+    match insert::insert(client, &[Identified::new(id, &task, &actor)], false, journal)
         .await?
         .tasks
         .pop()

@@ -19,6 +19,7 @@ mod events;
 mod examine;
 mod heartbeats;
 mod hosts;
+mod insert;
 mod issues;
 mod journal;
 mod lanes;

@@ -58,7 +58,8 @@ impl Store {
             .collect();
         let mut known: HashMap<String, TaskId> = HashMap::new();
         if !keys.is_empty() {
-            let rows = self.read(&FIND_TASKS_BY_KEY, &[&keys]).await?;
+            let none: Vec<Uuid> = Vec::new();
+            let rows = self.read(&FIND_TASKS_BY_KEY, &[&keys, &none]).await?;
             known.extend(
                 rows.iter().map(|r| (get::<String>(r, "key"), TaskId(get::<Uuid>(r, "task_id")))),
             );
