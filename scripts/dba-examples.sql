@@ -10,7 +10,7 @@ insert into fleet.agents (agent_id, agent_type, hostname, capabilities, max_conc
   ('codex-1', 'codex-cli', 'build-7', '{agent:code}', 2, '00000000-0000-7000-8000-00000000000a', '\x01', null),
   ('docs-1', 'claude-code', 'build-8', '{agent:docs}', 1, '00000000-0000-7000-8000-00000000000b', '\x02', now());
 insert into fleet.replicas (replica_id, session_id, hostname, version, machine, hosts_listed_at)
-values ('coord-1', '00000000-0000-7000-8000-00000000000c', 'coord-1.lan', '0.2.0', 'coord-1', now());
+values ('coord-1', '00000000-0000-7000-8000-00000000000c', 'coord-1.lan', '0.3.0', 'coord-1', now());
 insert into fleet.hosts (host_id, hostname, work_dir) values ('build-1', 'build-1.lan', '/srv/fleet');
 insert into fleet.host_agents (host_id, agent_type, capabilities, max_concurrency, parked_until, parked_reason) values
   ('build-1', 'codex-cli', '{agent:code}', 2, null, null),

@@ -3,7 +3,7 @@
 -- Locks:   inserted rows only, in the order of their keys; those that nobody named in the order given, which is then
 --          that of their seq.
 -- Index:   tasks_key; tasks_pkey; lanes_capabilities_key; lanes_pkey; sessions_pkey.
--- One value each a task, in arrays, since reading them from JSON takes as long as all else: $1 uuid: id; $2 text: key; $3 text:
+-- One value each a task, in arrays, since reading them from JSON takes as long as all else: $1 uuid: id; $2 text: key, or null; $3 text:
 -- source; $4 smallint: priority; $5 text: execution mode; $6 integer: retries; $7 integer: seconds of an attempt;
 -- $8 timestamptz: when it is due, or null; $9 text: title; $10 text: body; $11 text, $12 text: labels and requirements, each
 -- an array as text; $13 jsonb: repo, or null; $14 text: the issue's page, or null; $15 bytea: hash of the request, or null;
@@ -28,7 +28,7 @@ task as (
          case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open, i.traceparent
     from input i
     left join fleet.lanes l on l.capabilities = i.capabilities and l.retired_xid is null
-   order by nullif(i.key, i.task_id::text), i.ord
+   order by i.key, i.ord
   on conflict do nothing
   returning task_id, status, lane_id, priority, seq, execution_mode, run_at, created_at
 ),

@@ -100,7 +100,7 @@ begin
   hash := encode(sha256(convert_to(jsonb_build_array(title, body, labels, rank, execution_mode, key, run_at, timeout_secs,
                                                      max_retries, repo, issue_url)::text, 'UTF8')), 'hex');
   perform fleet.insert_tasks(
-    array[id], array[coalesce(key, id::text)], array['sql'], array[rank], array[execution_mode], array[max_retries],
+    array[id], array[key], array['sql'], array[rank], array[execution_mode], array[max_retries],
     array[timeout_secs], array[run_at], array[title], array[body], array[labels::text], array[required::text], array[repo],
     array[issue_url], array[decode(hash, 'hex')], array[null::bigint], array[null::boolean], array['sql:' || session_user],
     array[null::text], false);

@@ -14,7 +14,7 @@ begin
   end if;
   if found_id is null then
     perform fleet.refuse('ZF404', format('there is no task %L', left(task, 200)),
-                         'select key from fleet.waiting_tasks shows what waits, fleet.running_tasks what runs.');
+                         'select task_id, key from fleet.waiting_tasks shows what waits, fleet.running_tasks what runs.');
   end if;
   return found_id;
 end

@@ -10,7 +10,7 @@ with wrong as materialized (
    where e.at >= now() - interval '1 day' and e.type in ('failed', 'timed_out', 'lost')
    group by 1, 2
 )
-select w.type, w.reason, w.attempts, w.tasks, w.final, w.first_at, w.last_at, t.key as last_key,
+select w.type, w.reason, w.attempts, w.tasks, w.final, w.first_at, w.last_at, coalesce(t.key, t.task_id::text) as last_key,
        coalesce(t.assigned_agent_id, t.assigned_host) as last_holder
   from wrong w
   left join fleet.tasks t on t.task_id = w.last_task;
@@ -23,5 +23,5 @@ comment on column fleet.failures.tasks is 'Of how many tasks.';
 comment on column fleet.failures.final is 'How many of the attempts were the last of their task.';
 comment on column fleet.failures.first_at is 'The first, within the day.';
 comment on column fleet.failures.last_at is 'The last.';
-comment on column fleet.failures.last_key is 'The task whose attempt was the last.';
+comment on column fleet.failures.last_key is 'The task whose attempt was the last, by its key or else its id.';
 comment on column fleet.failures.last_holder is 'Who has, or had last, that task.';

@@ -16,7 +16,7 @@ select t.task_id, t.key,
 
 comment on view fleet.running_tasks is 'What is leased, to whom, since when and until when.';
 comment on column fleet.running_tasks.task_id is 'The task.';
-comment on column fleet.running_tasks.key is 'Its name.';
+comment on column fleet.running_tasks.key is 'Its name; null if nobody gave it one.';
 comment on column fleet.running_tasks.title is 'Its title, as the holder was given it.';
 comment on column fleet.running_tasks.lane_id is 'Its lane.';
 comment on column fleet.running_tasks.status is 'assigned or running; review_pending, completed or failed when the forge moved it while it was held.';

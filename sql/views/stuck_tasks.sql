@@ -53,7 +53,7 @@ select f.task_id, t.key, s.title, t.status, t.execution_mode, f.problem, now() -
 
 comment on view fleet.stuck_tasks is 'Tasks that do not move, each with what is wrong. Empty while all is well.';
 comment on column fleet.stuck_tasks.task_id is 'The task.';
-comment on column fleet.stuck_tasks.key is 'Its name.';
+comment on column fleet.stuck_tasks.key is 'Its name; null if nobody gave it one.';
 comment on column fleet.stuck_tasks.title is 'Its title.';
 comment on column fleet.stuck_tasks.status is 'As the API has it.';
 comment on column fleet.stuck_tasks.execution_mode is 'undecided, ssh_cli or http_pull.';

@@ -12,7 +12,7 @@ select t.task_id, t.key, e.event_id, e.at, e.at - t.created_at as since_created,
 
 comment on view fleet.task_timeline is 'The life of a task, step by step. Ask it for one task, by key or task_id: it has a row for each event of each.';
 comment on column fleet.task_timeline.task_id is 'The task.';
-comment on column fleet.task_timeline.key is 'Its name.';
+comment on column fleet.task_timeline.key is 'Its name; null if nobody gave it one.';
 comment on column fleet.task_timeline.event_id is 'The event; order by this.';
 comment on column fleet.task_timeline.at is 'When.';
 comment on column fleet.task_timeline.since_created is 'Since the task was made.';

@@ -26,7 +26,7 @@ select t.task_id, t.key,
 
 comment on view fleet.waiting_tasks is 'What waits, and for what. Ask it with a limit, for one key, or grouped: it has a row for each waiting task.';
 comment on column fleet.waiting_tasks.task_id is 'The task.';
-comment on column fleet.waiting_tasks.key is 'Its name: org/repo#42 for an issue, else what its maker chose, else its id.';
+comment on column fleet.waiting_tasks.key is 'Its name: org/repo#42 for an issue, else what its maker chose; null if nobody gave it one.';
 comment on column fleet.waiting_tasks.title is 'Its title.';
 comment on column fleet.waiting_tasks.capabilities is 'What it requires.';
 comment on column fleet.waiting_tasks.lane_id is 'Its lane; null until the scheduler has given it one.';

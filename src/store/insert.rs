@@ -115,7 +115,7 @@ impl Inserted {
 #[derive(Default)]
 struct Columns<'a> {
     ids: Vec<Uuid>,
-    keys: Vec<&'a str>,
+    keys: Vec<Option<&'a str>>,
     sources: Vec<&'static str>,
     priorities: Vec<i16>,
     modes: Vec<&'static str>,
@@ -138,9 +138,9 @@ struct Columns<'a> {
 impl<'a> Columns<'a> {
     fn of(tasks: &'a [Identified<'_>]) -> Self {
         let mut columns = Self::default();
-        for Identified { task_id, key, request_hash, actor, task } in tasks {
+        for Identified { task_id, request_hash, actor, task, .. } in tasks {
             columns.ids.push(task_id.0);
-            columns.keys.push(key);
+            columns.keys.push(task.key.as_deref());
             columns.sources.push(task.source.as_str());
             columns.priorities.push(task.priority.rank());
             columns.modes.push(task.execution_mode.as_str());

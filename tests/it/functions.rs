@@ -27,7 +27,9 @@ async fn refused(db: &Db, sql: &str, code: &str) -> String {
 }
 
 async fn status(db: &Db, key: &str) -> String {
-    db.rows("select status from fleet.tasks where key = $1", &[&key]).await[0].get(0)
+    db.rows("select status from fleet.tasks where coalesce(key, task_id::text) = $1", &[&key]).await
+        [0]
+    .get(0)
 }
 
 #[tokio::test]

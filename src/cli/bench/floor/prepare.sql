@@ -6,8 +6,8 @@ with made as materialized (
     from generate_series(1, :tasks) as i
 ),
 task as (
-  insert into fleet.tasks (task_id, key, source, lane_id)
-  select task_id, task_id::text, 'api', (select lane_id from fleet.lanes where capabilities = array[:'lane'])
+  insert into fleet.tasks (task_id, source, lane_id)
+  select task_id, 'api', (select lane_id from fleet.lanes where capabilities = array[:'lane'])
     from made
    order by i
   returning task_id
