@@ -1,5 +1,6 @@
 -- Purpose: brings tasks into being, with their first spec and their event. What exists under its key is left alone and
---          not returned. What it answers is all of a new task that its request does not say.
+--          not returned; that a task without a key exists, made by a try before, is an error (tasks_pkey). What it answers is
+--          all of a new task that its request does not say.
 -- Locks:   inserted rows only, in the order of their keys; those that nobody named in the order given, which is then
 --          that of their seq.
 -- Index:   tasks_key; tasks_pkey; lanes_capabilities_key; lanes_pkey; sessions_pkey.
@@ -19,18 +20,34 @@ with input as materialized (
       as i(task_id, key, source, priority, execution_mode, max_retries, timeout_secs, run_at, title, body, labels, capabilities,
            repo, issue_url, request_hash, issue_version, issue_open, actor, traceparent, ord)
 ),
-task as (
-  insert into fleet.tasks (task_id, key, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
-                           timeout_secs, run_at, issue_version, issue_open, traceparent)
+new as (
   select i.task_id, i.key, i.source, l.lane_id, i.priority,
-         case when i.run_at > now() then 'scheduled' else 'created' end,
-         i.execution_mode, i.execution_mode, i.max_retries, i.timeout_secs,
-         case when i.run_at > now() then i.run_at end, i.issue_version, i.issue_open, i.traceparent
+         case when i.run_at > now() then 'scheduled' else 'created' end as status, i.execution_mode,
+         i.execution_mode as created_mode, i.max_retries, i.timeout_secs,
+         case when i.run_at > now() then i.run_at end as run_at, i.issue_version, i.issue_open, i.traceparent, i.ord
     from input i
     left join fleet.lanes l on l.capabilities = i.capabilities and l.retired_xid is null
-   order by i.key, i.ord
+),
+named as (
+  insert into fleet.tasks (task_id, key, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
+                           timeout_secs, run_at, issue_version, issue_open, traceparent)
+  select task_id, key, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
+         timeout_secs, run_at, issue_version, issue_open, traceparent
+    from new where key is not null order by key
   on conflict do nothing
   returning task_id, status, lane_id, priority, seq, execution_mode, run_at, created_at
+),
+-- Nothing is in the way of these, and to look for it costs a record of the log each.
+unnamed as (
+  insert into fleet.tasks (task_id, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
+                           timeout_secs, run_at, issue_version, issue_open, traceparent)
+  select task_id, source, lane_id, priority, status, execution_mode, created_mode, max_retries,
+         timeout_secs, run_at, issue_version, issue_open, traceparent
+    from new where key is null order by ord
+  returning task_id, status, lane_id, priority, seq, execution_mode, run_at, created_at
+),
+task as (
+  select * from named union all select * from unnamed
 ),
 spec as (
   insert into fleet.task_specs (task_id, title, body, labels, capabilities, repo, issue_url, request_hash)

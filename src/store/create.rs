@@ -129,6 +129,23 @@ pub struct Creation {
 }
 
 impl Creation {
+    /// Of what came before, or of the key that is in the way.
+    fn of_before(
+        rows: &[Identified<'_>],
+        before: Result<Vec<TaskId>, String>,
+        tasks: Vec<Task>,
+    ) -> Self {
+        let outcome = match before {
+            Err(key) => Created::Conflict { key },
+            // Its own ids: this very call, tried again after an unknown outcome.
+            Ok(ids) if rows.iter().map(|row| row.task_id).eq(ids.iter().copied()) => {
+                Created::New(ids)
+            }
+            Ok(ids) => Created::Repeated(ids),
+        };
+        Self { outcome, tasks, places: Vec::new() }
+    }
+
     /// Takes what was created together apart again.
     fn by_request(self, requests: &[(usize, &[Identified<'_>])]) -> Vec<(usize, Self)> {
         let (mut tasks, mut places) = (self.tasks.into_iter(), self.places);
@@ -175,7 +192,10 @@ impl Store {
         let count = request.tasks.len();
         let ids = retry!(self.make_ids_and_find(count, &[]).await)?.0;
         let rows = identified(&ids, &[request]);
-        retry!(self.create_once(&rows, request.idempotency_key.as_deref()).await)
+        match &request.idempotency_key {
+            Some(key) => retry!(self.create_under(&rows, key).await),
+            None => retry!(self.create_alone(&rows).await),
+        }
     }
 
     /// The same for requests that arrived together, none of which has an Idempotency-Key, and whose keys are distinct. What
@@ -226,7 +246,7 @@ impl Store {
             known = find_known(&self.client().await?, &rows).await?;
         }
         for (place, rows) in open {
-            made.push((place, retry!(self.create_once(rows, None).await)?));
+            made.push((place, retry!(self.create_alone(rows).await)?));
         }
         made.sort_unstable_by_key(|(place, _)| *place);
         Ok(made.into_iter().map(|(_, creation)| creation).collect())
@@ -258,18 +278,11 @@ impl Store {
         let ids: Vec<TaskId> = told.iter().flatten().flatten().copied().collect();
         let mut tasks: HashMap<TaskId, Task> =
             self.get_tasks(&ids).await?.into_iter().map(|task| (task.task_id, task)).collect();
-        let creation =
-            |((place, rows), told): (&(usize, &[Identified<'_>]), Result<Vec<TaskId>, _>)| {
-                let (outcome, tasks) = match told {
-                    Err(key) => (Created::Conflict { key }, Vec::new()),
-                    Ok(ids) => {
-                        let shown: Vec<Task> =
-                            ids.iter().filter_map(|id| tasks.remove(id)).collect();
-                        (repeated(rows, ids), shown)
-                    }
-                };
-                (*place, Creation { outcome, tasks, places: Vec::new() })
-            };
+        let creation = |((place, rows), told): (&(usize, &[Identified<'_>]), Result<Vec<_>, _>)| {
+            let ids = told.iter().flatten();
+            let own = ids.filter_map(|id| tasks.remove(id)).collect();
+            (*place, Creation::of_before(rows, told, own))
+        };
         Ok(requests.iter().zip(told).map(creation).collect())
     }
 
@@ -297,59 +310,58 @@ impl Store {
         Ok(Some(Creation { outcome, tasks: inserted.tasks, places: inserted.places }))
     }
 
-    async fn create_once(
-        &self,
-        rows: &[Identified<'_>],
-        idempotency_key: Option<&str>,
-    ) -> Result<Creation, StoreError> {
-        if idempotency_key.is_none()
-            && let Some(all) = self.create_all(rows).await?
-        {
+    /// A request by itself.
+    async fn create_alone(&self, rows: &[Identified<'_>]) -> Result<Creation, StoreError> {
+        if let Some(all) = self.create_all(rows).await? {
             return Ok(all);
         }
+        let before = existing(rows, &find_known(&self.client().await?, rows).await?, &[]);
+        let tasks = self.get_tasks(before.as_deref().unwrap_or_default()).await?;
+        Ok(Creation::of_before(rows, before, tasks))
+    }
+
+    /// A request that has a name.
+    async fn create_under(
+        &self,
+        rows: &[Identified<'_>],
+        idempotency_key: &str,
+    ) -> Result<Creation, StoreError> {
         let mut client = self.client().await?;
         let tx = begin_planned(&mut client).await?;
         let nothing = |outcome| Creation { outcome, tasks: Vec::new(), places: Vec::new() };
 
-        if let Some(key) = idempotency_key {
-            let mut hasher = Sha256::new();
-            for task in rows {
-                hasher.update(hex::encode(task.task.request_hash()));
+        let mut hasher = Sha256::new();
+        for row in rows {
+            hasher.update(hex::encode(row.task.request_hash()));
+        }
+        let hash = hasher.finalize().to_vec();
+        if INSERT_IDEMPOTENCY_KEY.run(&tx, &[&idempotency_key, &hash]).await? == 0 {
+            let row = FIND_IDEMPOTENCY_KEY.one(&tx, &[&idempotency_key]).await?;
+            if get::<Vec<u8>>(&row, "request_hash") != hash {
+                return Ok(nothing(Created::Conflict { key: idempotency_key.to_owned() }));
             }
-            let hash = hasher.finalize().to_vec();
-            if INSERT_IDEMPOTENCY_KEY.run(&tx, &[&key, &hash]).await? == 0 {
-                let row = FIND_IDEMPOTENCY_KEY.one(&tx, &[&key]).await?;
-                if get::<Vec<u8>>(&row, "request_hash") != hash {
-                    return Ok(nothing(Created::Conflict { key: key.to_owned() }));
-                }
-                let ids: Vec<TaskId> =
-                    get::<Vec<Uuid>>(&row, "task_ids").into_iter().map(TaskId).collect();
-                let tasks = show(&tx, &ids).await?;
-                return Ok(Creation { tasks, ..nothing(Created::Repeated(ids)) });
-            }
+            let ids: Vec<TaskId> =
+                get::<Vec<Uuid>>(&row, "task_ids").into_iter().map(TaskId).collect();
+            let tasks = show(&tx, &ids).await?;
+            return Ok(Creation { tasks, ..nothing(Created::Repeated(ids)) });
         }
 
         let mut journal = Journal::default();
         let inserted = insert(&tx, rows, true, &mut journal).await?;
-        let ids = inserted.ids();
+        let mut ids = inserted.ids();
         let Inserted { mut tasks, places } = inserted;
-        let outcome = if ids.len() == rows.len() {
-            Created::New(ids)
-        } else {
+        let all_new = ids.len() == rows.len();
+        if !all_new {
             match existing(rows, &find_known(&tx, rows).await?, &ids) {
-                Ok(ids) => {
-                    tasks = show(&tx, &ids).await?;
-                    repeated(rows, ids)
-                }
+                Ok(before) => ids = before,
                 // All or none: the transaction ends without a commit.
                 Err(key) => return Ok(nothing(Created::Conflict { key })),
             }
-        };
-        if let (Some(key), Created::New(ids) | Created::Repeated(ids)) = (idempotency_key, &outcome)
-        {
-            let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-            SET_IDEMPOTENCY_TASKS.run(&tx, &[&key, &ids]).await?;
+            tasks = show(&tx, &ids).await?;
         }
+        let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        SET_IDEMPOTENCY_TASKS.run(&tx, &[&idempotency_key, &uuids]).await?;
+        let outcome = if all_new { Created::New(ids) } else { Created::Repeated(ids) };
         commit(tx).await?;
         journal.write();
         Ok(Creation { outcome, tasks, places })
@@ -413,12 +425,6 @@ fn existing(
         if same && !some_are_new { Ok(*id) } else { Err(task.key.clone()) }
     };
     before.into_iter().map(own).collect()
-}
-
-/// What exists has the ids of the request itself when it was made by this very call, tried again after an unknown outcome.
-fn repeated(rows: &[Identified<'_>], ids: Vec<TaskId>) -> Created {
-    let own = rows.iter().map(|row| row.task_id).eq(ids.iter().copied());
-    if own { Created::New(ids) } else { Created::Repeated(ids) }
 }
 
 #[cfg(test)]

@@ -254,7 +254,19 @@ pub(super) async fn insert_all(
     tasks: &[Identified<'_>],
     journal: &mut Journal,
 ) -> Result<Option<Inserted>, StoreError> {
-    let inserted = if tasks.iter().all(|task| task.task.key.is_none()) {
+    let inserted = match insert_and_commit(client, tasks, journal).await {
+        Err(error) if error.is_unique_violation("tasks_pkey") => return Ok(None),
+        inserted => inserted?,
+    };
+    Ok((inserted.tasks.len() == tasks.len()).then_some(inserted))
+}
+
+async fn insert_and_commit(
+    client: &mut Client,
+    tasks: &[Identified<'_>],
+    journal: &mut Journal,
+) -> Result<Inserted, StoreError> {
+    if tasks.iter().all(|task| task.task.key.is_none()) {
         // The commit goes along: nothing is in their way but all of themselves. The insert is one statement, so it may as well
         // be committed without the `begin`.
         INSERT_TASKS.prepare(client).await?;
@@ -264,16 +276,15 @@ pub(super) async fn insert_all(
                 tokio::try_join!(biased; tx.begin_planned(), insert(&tx, tasks, true, journal))?;
             Ok(inserted)
         };
-        tx.commit_behind(inserting).await?
+        tx.commit_behind(inserting).await
     } else {
         let tx = begin_planned(client).await?;
         let inserted = insert(&tx, tasks, true, journal).await?;
         if inserted.tasks.len() == tasks.len() {
             commit(tx).await?;
         }
-        inserted
-    };
-    Ok((inserted.tasks.len() == tasks.len()).then_some(inserted))
+        Ok(inserted)
+    }
 }
 
 #[cfg(test)]

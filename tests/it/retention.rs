@@ -65,7 +65,7 @@ async fn ended_tasks_go_with_all_that_hangs_on_them_and_live_ones_stay() {
     .await;
     db.execute(
         "update fleet.tasks set source = 'forgejo', issue_open = false, issue_version = 1, key = 'news'
-          where task_id = (select task_id from fleet.tasks where status = 'completed' and key <> 'open' order by task_id limit 1);
+          where task_id = (select task_id from fleet.tasks where status = 'completed' and key is distinct from 'open' order by task_id limit 1);
          insert into fleet.forge_issues (key, version, updated_at, body_hash, state) values ('news', 2, now(), '', '{}')",
     )
     .await;
