@@ -1,7 +1,7 @@
 //! Writes that arrive together commit together: a commit costs the same for one as for fifty.
 //!
-//! What arrives while nothing is under way is done at once; while a batch is under way, the next one gathers until it is as
-//! large as that one, or for a few milliseconds: many small batches would cost the database more. Of items that are about
+//! What arrives while nothing is under way is done at once; while batches are under way, the next one gathers until it is as
+//! large as they are on the average, or for a few milliseconds: many small batches would cost the database more. Of items that are about
 //! the same thing (a task, a key, a session) one is in hand at a time, and they take turns in the order of their arrival. A batch that the database refuses is done again item by item, so that one bad item hurts nobody else.
 //! Each caller is answered after its commit, with what came of its own item. What nobody waits for any more is left out,
 //! unless it is in hand by then.
@@ -18,10 +18,22 @@ use tokio::sync::oneshot;
 use super::Replica;
 use crate::{store::StoreError, telemetry::error_chain};
 
-/// Batches under way at once: while one waits for its commit, another keeps the database busy.
-const UNDER_WAY: usize = 2;
-/// So long the next batch gathers at most beside one that is larger.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// How batches follow each other.
+struct Pace {
+    /// So many are under way at once: while one waits for its commit, another keeps the database busy.
+    under_way: usize,
+    /// So long the next one gathers at most beside those that are larger.
+    patience: Duration,
+}
+
+/// While one waits for its commit, and another for its turn here, a third keeps the database busy.
+const ALONE: Pace = Pace { under_way: 3, patience: Duration::from_millis(3) };
+/// Others keep it busy, too, and many small batches would be in each other's way.
+const IN_COMPANY: Pace = Pace { under_way: 2, patience: Duration::from_millis(5) };
+
+fn pace(replica: &Replica) -> &'static Pace {
+    if replica.store.has_company() { &IN_COMPANY } else { &ALONE }
+}
 
 /// Something that can be done together with others of its kind.
 pub(super) trait Shared: Send + Sync + Sized + 'static {
@@ -61,19 +73,21 @@ struct State<I: Shared> {
     under_way: usize,
     /// The size of what waits.
     size: usize,
-    /// The size of the batches under way for which the next one waits.
+    /// The size of the batches under way for which the next one waits, and their number.
     awaited: usize,
+    awaited_batches: usize,
 }
 
 impl<I: Shared> State<I> {
     /// True when what waits is enough for a batch beside those under way.
     fn is_enough(&self) -> bool {
-        self.size >= self.awaited.min(I::MOST)
+        let batches = self.awaited_batches.max(1);
+        self.size * batches >= self.awaited.min(I::MOST * batches)
     }
 
     /// True when a further batch has to be begun.
-    fn begin(&mut self) -> bool {
-        let begin = self.under_way < UNDER_WAY && self.size > 0 && self.is_enough();
+    fn begin(&mut self, under_way: usize) -> bool {
+        let begin = self.under_way < under_way && self.size > 0 && self.is_enough();
         if begin {
             self.under_way += 1;
         }
@@ -100,6 +114,7 @@ impl<I: Shared> Default for Batch<I> {
             under_way: 0,
             size: 0,
             awaited: 0,
+            awaited_batches: 0,
         };
         Self { state: Mutex::new(state) }
     }
@@ -111,12 +126,12 @@ impl<I: Shared> Batch<I> {
     }
 
     /// Adds an item. True when a batch has to be begun for it.
-    fn push(&self, item: I, reply: oneshot::Sender<Answered<I>>) -> bool {
+    fn push(&self, item: I, reply: oneshot::Sender<Answered<I>>, under_way: usize) -> bool {
         let mut state = self.lock();
         let keys = item.keys();
         state.size += item.size();
         state.waiting.push_back(Waiting { item, keys, reply });
-        state.begin()
+        state.begin(under_way)
     }
 
     /// The next batch; `None` when nothing can be taken in hand now or it is not worth it yet, which ends the turn of who asked.
@@ -158,21 +173,26 @@ impl<I: Shared> Batch<I> {
         }
         state.size -= size;
         state.awaited += size;
+        state.awaited_batches += 1;
         state.in_hand.extend(batch.iter().flat_map(|w| w.keys.iter().cloned()));
         Some(batch)
     }
 
     /// The next batch waits no longer for one of this size, which takes its time. True when it has to be begun.
-    fn pass(&self, size: usize) -> bool {
+    fn pass(&self, size: usize, under_way: usize) -> bool {
         let mut state = self.lock();
         state.awaited -= size;
-        state.begin()
+        state.awaited_batches -= 1;
+        state.begin(under_way)
     }
 
-    /// A batch has ended. `size` is what the next one still waited for.
-    fn release(&self, keys: &[I::Key], size: usize) {
+    /// A batch has ended. `awaited` is its size if the next one still waited for it.
+    fn release(&self, keys: &[I::Key], awaited: Option<usize>) {
         let mut state = self.lock();
-        state.awaited -= size;
+        if let Some(size) = awaited {
+            state.awaited -= size;
+            state.awaited_batches -= 1;
+        }
         for key in keys {
             state.in_hand.remove(key);
         }
@@ -186,7 +206,7 @@ impl<I: Shared> Batch<I> {
         item: I,
     ) -> Answered<I> {
         let (reply, answer) = oneshot::channel();
-        if of(replica).push(item, reply) {
+        if of(replica).push(item, reply, pace(replica).under_way) {
             Self::turn(replica, of);
         }
         answer.await.unwrap_or_else(|_| {
@@ -203,14 +223,16 @@ impl<I: Shared> Batch<I> {
             tokio::task::yield_now().await;
             while let Some(batch) = of(&own).next() {
                 let keys: Vec<I::Key> = batch.iter().flat_map(|w| w.keys.clone()).collect();
-                let mut size = batch.iter().map(|w| w.item.size()).sum();
+                let size = batch.iter().map(|w| w.item.size()).sum();
+                let mut awaited = Some(size);
                 // In a task of its own, so that a panic ends neither the turn nor the keys that it holds.
                 let replica = Arc::clone(&own);
                 let mut done = tokio::spawn(async move { carry_out(&replica, batch).await });
-                let done = match tokio::time::timeout(PATIENCE, &mut done).await {
+                let done = match tokio::time::timeout(pace(&own).patience, &mut done).await {
                     Ok(done) => done,
                     Err(_) => {
-                        if of(&own).pass(std::mem::take(&mut size)) {
+                        awaited = None;
+                        if of(&own).pass(size, pace(&own).under_way) {
                             Self::turn(&own, of);
                         }
                         done.await
@@ -219,7 +241,7 @@ impl<I: Shared> Batch<I> {
                 if done.is_err() {
                     tracing::error!("a batch panicked");
                 }
-                of(&own).release(&keys, size);
+                of(&own).release(&keys, awaited);
             }
         });
     }
@@ -287,14 +309,14 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         // Waits for the rest of the test.
         std::mem::forget(answer);
-        queue.push(Item(keys, size), reply)
+        queue.push(Item(keys, size), reply, 3)
     }
 
     #[test]
     fn what_nobody_waits_for_is_left_out() {
         let queue = Batch::default();
         let (reply, answer) = oneshot::channel();
-        queue.push(Item(&["a"], 1), reply);
+        queue.push(Item(&["a"], 1), reply, 3);
         push(&queue, &["b"], 1);
         drop(answer);
         assert_eq!(keys(queue.next()), ["b"]);
@@ -305,13 +327,13 @@ mod tests {
         let queue = Batch::default();
         assert!(push(&queue, &["a"], 1));
         assert!(push(&queue, &["a", "b"], 1));
-        assert!(!push(&queue, &["b"], 1), "two batches are under way");
-        assert!(!push(&queue, &["c"], 1));
+        assert!(push(&queue, &["b"], 1));
+        assert!(!push(&queue, &["c"], 1), "three batches are under way");
         assert_eq!(keys(queue.next()), ["a", "c"], "b waits behind the one that waits for a");
         assert_eq!(keys(queue.next()), [""; 0], "all that is left is in hand or waits for it");
-        queue.release(&["a", "c"], 2);
+        queue.release(&["a", "c"], Some(2));
         assert_eq!(keys(queue.next()), ["a", "b"]);
-        queue.release(&["a", "b"], 1);
+        queue.release(&["a", "b"], Some(1));
         assert_eq!(keys(queue.next()), ["b"]);
     }
 
@@ -322,26 +344,36 @@ mod tests {
         push(&queue, &["big"], 9);
         push(&queue, &["b"], 1);
         assert_eq!(keys(queue.next()), ["a", "b"]);
-        queue.release(&["a", "b"], 3);
+        queue.release(&["a", "b"], Some(3));
         assert_eq!(keys(queue.next()), ["big"]);
     }
 
     #[test]
-    fn a_batch_beside_another_is_as_large_or_the_other_takes_its_time() {
+    fn a_batch_beside_others_is_as_large_or_they_take_their_time() {
         let queue = Batch::default();
         assert!(push(&queue, &["a"], 2));
         assert_eq!(keys(queue.next()), ["a"]);
         assert!(!push(&queue, &["b"], 1), "it gathers");
-        assert!(push(&queue, &["c"], 1), "as much as is in hand");
+        assert!(push(&queue, &["c"], 2), "as much as is in hand");
         assert_eq!(keys(queue.next()), ["b", "c"]);
-        assert!(!push(&queue, &["d"], 1), "two are under way");
-        queue.release(&["a"], 2);
-        assert_eq!(keys(queue.next()), [""; 0], "the turn ends; d comes when b and c are done, or");
-        assert!(queue.pass(2), "when they take their time");
-        assert_eq!(keys(queue.next()), ["d"]);
-        queue.release(&["b", "c"], 0);
-        queue.release(&["d"], 1);
+        assert!(!push(&queue, &["d"], 2), "less than 2 and 3 on the average");
+        assert!(push(&queue, &["e"], 1));
+        assert_eq!(keys(queue.next()), ["d", "e"]);
+        assert!(!push(&queue, &["f"], 1), "three are under way");
+        queue.release(&["a"], Some(2));
+        assert_eq!(
+            keys(queue.next()),
+            [""; 0],
+            "the turn ends; f comes when the others are done, or"
+        );
+        assert!(!queue.pass(3, 3));
+        assert!(queue.pass(3, 3), "when they take their time");
+        assert_eq!(keys(queue.next()), ["f"]);
+        queue.release(&["b", "c"], None);
+        queue.release(&["d", "e"], None);
+        queue.release(&["f"], Some(1));
         assert_eq!(keys(queue.next()), [""; 0]);
-        assert_eq!(queue.lock().awaited, 0);
+        let state = queue.lock();
+        assert_eq!((state.awaited, state.awaited_batches), (0, 0));
     }
 }

@@ -99,6 +99,11 @@ impl Crowd {
 }
 
 impl Store {
+    /// True when another replica has been in the way of this one's claims of late.
+    pub fn has_company(&self) -> bool {
+        !self.crowd().is_calm()
+    }
+
     /// Where this replica stands among those that live.
     pub fn stand(&self, standing: Standing) {
         lock(&self.crowd().0).standing = Some(standing);

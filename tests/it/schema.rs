@@ -128,7 +128,8 @@ async fn partitions_are_made_ahead_and_attached_also_by_two_replicas_at_once() {
         .await;
     assert_eq!(defaults, 0, "no default partition");
     // Analyzed as seldom as those of the migration.
-    let seldom = "select count(distinct reloptions) from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    let seldom =
+        "select count(distinct reloptions) from pg_inherits i join pg_class c on c.oid = i.inhrelid
                    where i.inhparent = 'fleet.task_events'::regclass
                      and 'autovacuum_analyze_scale_factor=1' = any (reloptions)";
     let all = "select count(*) from pg_inherits where inhparent = 'fleet.task_events'::regclass";
@@ -137,6 +138,11 @@ async fn partitions_are_made_ahead_and_attached_also_by_two_replicas_at_once() {
         db.count(&seldom.replace("distinct reloptions", "reloptions")).await,
         db.count(all).await
     );
+    let thorough =
+        "select count(*) from pg_attribute a join pg_inherits i on i.inhrelid = a.attrelid
+                     where i.inhparent = 'fleet.task_events'::regclass and a.attnum > 0
+                       and a.attstattarget is distinct from 20";
+    assert_eq!(db.count(thorough).await, 0, "and of as few rows");
     // No partition, no readiness.
     db.execute(
         "do $$ declare t regclass; begin

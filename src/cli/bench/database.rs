@@ -24,6 +24,8 @@ pub(super) struct Database<'a> {
 pub(super) struct Activity {
     /// Ended well or not.
     pub(super) transactions: f64,
+    /// Those of them in which autovacuum looked whether there is anything to do, `autovacuum_naptime` after `autovacuum_naptime`.
+    pub(super) looks: f64,
     pub(super) commits: f64,
     /// Bytes of the write-ahead log, all of the cluster's.
     pub(super) wal: f64,

@@ -1,16 +1,17 @@
 //! `idle`: 1,000 agents that wait and find nothing. What that costs the database, and the memory of the replica.
 //!
-//! All transactions count, those of heartbeats too: less is asked of them than is measured.
+//! All transactions of the database count but heartbeats and autovacuum's looks.
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     agent::{Agent, POLL},
     database::Activity,
+    http::Connection,
     load,
     report::{Bound, Figure, Report},
     stage::Stage,
@@ -19,6 +20,8 @@ use super::{
 const NAME: &str = "idle";
 const TRANSACTIONS: f64 = 5.0;
 const MEGABYTES: f64 = 100.0;
+/// The statements that are heartbeats, each a transaction: of agents, with a list or by their calls, and of the replica.
+const HEARTBEATS: [&str; 3] = ["beat_agents", "touch_sessions", "beat_replica"];
 
 pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     // A window as long as a poll: each agent asks anew exactly once in it. The polls begin at any time of it.
@@ -38,16 +41,22 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
         waiting.spawn(wait(agent, poll, window * number / count, stop.clone()));
     }
     tokio::time::sleep(window).await;
-    let (mut transactions, mut memory) = (Vec::new(), Vec::new());
+    let (mut transactions, mut heartbeats, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+    let mut admin = fleet.admin(0).await?;
     for round in 0..stage.rounds {
         stage.progress.at(&what, round, stage.rounds);
+        let beaten = beats(&mut admin).await?;
         let before = Activity::read(database).await?;
         tokio::select! {
             () = tokio::time::sleep(window) => {}
             ended = waiting.join_next() => { ended.context("nobody waits")???; }
         }
         let after = Activity::read(database).await?;
-        transactions.push((after.transactions - before.transactions) / window.as_secs_f64());
+        let beaten = beats(&mut admin).await? - beaten;
+        let all = after.transactions - before.transactions;
+        let looks = after.looks - before.looks;
+        transactions.push((all - looks - beaten) / window.as_secs_f64());
+        heartbeats.push(beaten / window.as_secs_f64());
         memory.push(replica.resident_megabytes()?);
     }
     stop.cancel();
@@ -56,11 +65,24 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
     }
     fleet.close().await?;
     let bound = Bound::AtMost(TRANSACTIONS);
-    let figure = Figure::new(NAME, format!("{what}: all transactions"), &transactions, "/s");
+    let figure = Figure::new(NAME, format!("{what}: transactions"), &transactions, "/s");
     report.add(figure.wanted(bound));
+    report.add(Figure::new(NAME, format!("{what}: heartbeats besides"), &heartbeats, "/s"));
     let figure = Figure::new(NAME, format!("{what}: the replica's resident memory"), &memory, "MB");
     report.add(figure.wanted(Bound::AtMost(MEGABYTES)));
     Ok(())
+}
+
+/// How many heartbeats the coordinator has written so far, by its own metrics.
+async fn beats(connection: &mut Connection) -> anyhow::Result<f64> {
+    let reply = connection.call("GET", "/metrics", &[], b"").await?;
+    ensure!(reply.status == 200, "GET /metrics was answered with {}", reply.status);
+    let metrics = std::str::from_utf8(reply.body)?;
+    let count = |name: &&str| {
+        let series = format!("agent_fleet_statement_seconds_count{{statement=\"{name}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok())
+    };
+    Ok(HEARTBEATS.iter().filter_map(count).sum())
 }
 
 async fn wait(
