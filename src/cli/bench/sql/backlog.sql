@@ -12,7 +12,7 @@ made as materialized (
 ),
 task as (
   insert into fleet.tasks (task_id, key, source, lane_id, priority, ready_at, created_at)
-  select task_id, 'foreign/repo#' || i, 'api', lane_id, 1 + (i % 10 = 0)::integer, at, at from made order by i
+  select task_id, 'foreign/' || task_id, 'api', lane_id, 1 + (i % 10 = 0)::integer, at, at from made order by i
 )
 insert into fleet.task_specs (task_id, title, body, labels, capabilities)
 select task_id, 'A task that waits', 'It is for others.', capabilities, capabilities from made;

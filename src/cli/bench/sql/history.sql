@@ -20,7 +20,7 @@ select fleet.uuid_v7() as task_id, i, i % 100 = 0 as failed,
   from generate_series(1, :tasks) as i;
 insert into fleet.tasks (task_id, key, source, lane_id, status, execution_mode, lease, attempt, assigned_agent_id, claimed_version,
                          ready_at, created_at, assigned_at, started_at, completed_at, last_activity_at, error)
-select task_id, 'past/repo#' || i, 'api', (select lane_id from fleet.lanes where capabilities = array['agent:past']),
+select task_id, 'past/' || task_id, 'api', (select lane_id from fleet.lanes where capabilities = array['agent:past']),
        case when failed then 'failed' else 'completed' end, 'http_pull', 1, 1, 'agent-' || i % 1000, 1,
        at, at, at + waited, at + waited, at + waited + worked, at + waited + worked, case when failed then 'reason ' || i % 7 end
   from made order by i;
