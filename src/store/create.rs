@@ -332,7 +332,8 @@ impl Store {
 
         let mut hasher = Sha256::new();
         for row in rows {
-            hasher.update(hex::encode(row.task.request_hash()));
+            let hash = row.request_hash.unwrap_or_else(|| row.task.request_hash());
+            hasher.update(hex::encode(hash));
         }
         let hash = hasher.finalize().to_vec();
         if INSERT_IDEMPOTENCY_KEY.run(&tx, &[&idempotency_key, &hash]).await? == 0 {
