@@ -3,8 +3,9 @@
 -- Locks:   sessions FOR NO KEY UPDATE SKIP LOCKED, by id.
 -- Index:   sessions_pkey. The index of live sessions is hidden from it: planned while there were few, it would read all of
 --          them for ever, and what died of them while a snapshot is held.
--- $1 uuid[]: sessions that wait.
-select s.session_id, s.claimer, s.last_heartbeat_at < now() - s.ttl / 4 as is_quiet
+-- $1 uuid[]: sessions that wait. Answers with when each ends without another sign of life, and with one from now.
+select s.session_id, s.claimer, s.last_heartbeat_at < now() - s.ttl / 4 as is_quiet,
+       s.last_heartbeat_at + s.ttl as expires_at, now() + s.ttl as renewed_until
   from fleet.sessions s
   join fleet.agents a on a.agent_id = s.subject and a.session_id = s.session_id
  where s.session_id = any ($1::uuid[]) and s.kind = 'agent' and coalesce(s.ended_at, 'infinity') = 'infinity'

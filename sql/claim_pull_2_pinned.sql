@@ -12,4 +12,6 @@ select c.task_id, c.pinned_to
       and t.status = 'assigned' and t.execution_mode = 'http_pull'
     order by t.seq
     limit $2::bigint) c
+ -- one look, as long as nothing is pinned to anybody
+ where exists (select from fleet.tasks p where p.host_agent_id is null and p.holder is null and p.pinned_to is not null)
  order by c.seq

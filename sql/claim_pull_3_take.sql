@@ -1,19 +1,13 @@
 -- Purpose: the claim by dequeue, last statement: takes each task for its one session, and shows it
---          as sql/get_tasks.sql does. Whoever locks the row first has
---          it; what is gone by now is skipped, and only what is returned is taken. An undecided task becomes http_pull.
+--          as sql/get_tasks.sql does, but for when the lease expires: who has locked the session knows that. Whoever locks
+--          the row first has it; what is gone by now is skipped, and only what is returned is taken. An undecided task
+--          becomes http_pull.
 -- Locks:   tasks by id, FOR UPDATE SKIP LOCKED.
--- Index:   tasks_pkey; agents_pkey; sessions_pkey; task_specs_pkey; receipts_pkey.
--- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers;
--- $5 uuid[] and $6 double precision[]: the sessions whose sign of life claim_pull_4_switch is about to write.
-with pair as materialized (
-  select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[]) as p(task_id, session_id, agent_id, claim_id)
-),
-switched as materialized (
-  select session_id, now() - make_interval(secs => age) as asked_at from unnest($5::uuid[], $6::double precision[]) as w(session_id, age)
-),
-own as materialized (
+-- Index:   tasks_pkey; agents_pkey; task_specs_pkey; receipts_pkey.
+-- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers.
+with own as materialized (
   select t.task_id, t.status, p.session_id, p.agent_id, p.claim_id
-    from pair p
+    from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[]) as p(task_id, session_id, agent_id, claim_id)
     join fleet.tasks t on t.task_id = p.task_id
     -- under the lock of its session: an agent that drains by now, or has registered anew, takes nothing
     join fleet.agents a on a.agent_id = p.agent_id and a.session_id = p.session_id and a.drained_at is null
@@ -43,16 +37,15 @@ select c.session_id, c.from_status, c.agent_id,
        c.execution_mode, c.pinned_to, c.lease, c.attempt,
        c.max_retries, c.retry_count, c.review_count, c.timeout_secs, c.run_at, c.deadline_at,
        c.assigned_agent_id, c.assigned_host,
-       greatest(h.last_heartbeat_at, w.asked_at) + h.ttl as lease_expires_at,
+       null::timestamptz as lease_expires_at,
        c.created_at, c.assigned_at, c.started_at, c.completed_at, c.last_activity_at, c.pr_url, c.pr_title, c.error,
        c.traceparent,
        s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
-       r.body ->> 'summary' as summary, r.body -> 'usage' as usage,
+       case when c.lease > 1 then (select r.body ->> 'summary' from fleet.receipts r
+                                    where r.task_id = c.task_id order by r.lease desc limit 1) end as summary,
+       case when c.lease > 1 then (select r.body -> 'usage' from fleet.receipts r
+                                    where r.task_id = c.task_id order by r.lease desc limit 1) end as usage,
        null::text as waiting_reason,
        s.body
   from claimed c
   left join fleet.task_specs s on s.task_id = c.task_id and s.version = c.claimed_version
-  left join fleet.sessions h on h.session_id = c.session_id
-  left join switched w on w.session_id = c.session_id
-  left join lateral (select body from fleet.receipts r
-                      where c.lease > 1 and r.task_id = c.task_id order by r.lease desc limit 1) r on true

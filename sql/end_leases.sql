@@ -8,15 +8,16 @@
 -- $1 uuid[]: tasks, each once; $2 bigint[]: lease; $3 uuid[]: session; $4 text[]: outcome, one of completed, failed,
 -- timed_out, lost, released, undone; $5 text[]: error or reason; $6 integer[]: wait in seconds; $7 jsonb[]: receipt;
 -- $8 bytea[]: its hash; $9 text[]: actor (agent_id or host/agent of a receipt behind its first colon);
--- $10 text[]: the pull request that the receipt names; $11 double precision: backoff before the first retry, in seconds.
+-- $10 text[]: the pull request that the receipt names; $11 bigint[]: place in the request, returned; $12 double precision:
+-- backoff before the first retry, in seconds.
 with input as materialized (
   select *
     from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::integer[], $7::jsonb[], $8::bytea[],
-                $9::text[], $10::text[]) with ordinality
-      as i(task_id, lease, holder, outcome, reason, wait_secs, receipt, receipt_hash, actor, pr_url, ord)
+                $9::text[], $10::text[], $11::bigint[])
+      as i(task_id, lease, holder, outcome, reason, wait_secs, receipt, receipt_hash, actor, pr_url, place)
 ),
 cur as materialized (
-  select i.ord, i.task_id, i.lease, i.holder, i.reason, coalesce(i.wait_secs, 0) as wait_secs, i.receipt,
+  select i.place, i.task_id, i.lease, i.holder, i.reason, coalesce(i.wait_secs, 0) as wait_secs, i.receipt,
          i.receipt_hash, i.actor, i.pr_url,
          coalesce(t.lease = i.lease and t.holder = i.holder, false)
          -- who undoes an agent's claim has not told it; another replica, asked again, may have
@@ -70,8 +71,8 @@ ended as (
                     now() + greatest(make_interval(secs => v.wait_secs),
                                      case when v.type = 'released' and v.wait_secs > 0 then interval '0'
                                           when v.type = 'released' then
-                                            fleet.backoff(make_interval(secs => $11), v.refund_count)
-                                          else fleet.backoff(make_interval(secs => $11), v.retry_count + 1) end)
+                                            fleet.backoff(make_interval(secs => $12), v.refund_count)
+                                          else fleet.backoff(make_interval(secs => $12), v.retry_count + 1) end)
                   end,
          ready_at = case when v.to_status = 'created' then now() else t.ready_at end,
          completed_at = case when v.type <> 'lease_ended' and v.to_status in ('completed', 'failed', 'agent_lost')
@@ -103,7 +104,7 @@ event as (
          jsonb_strip_nulls(jsonb_build_object('reason', reason, 'receipt', receipt ->> 'status'))
     from verdict
 )
-select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source, c.trace,
+select c.place, v.place is not null as applied, v.type, c.status as from_status, v.to_status, c.attempt, c.source, c.trace,
        t.task_id, coalesce(t.key, t.task_id::text) as key, t.source, t.priority, t.status,
        t.execution_mode, t.pinned_to, t.lease, t.attempt,
        t.max_retries, t.retry_count, t.review_count, t.timeout_secs, t.run_at, t.deadline_at,
@@ -115,7 +116,7 @@ select c.ord, v.ord is not null as applied, v.type, c.status as from_status, v.t
        null::text as waiting_reason,
        s.body
   from cur c
-  left join verdict v on v.ord = c.ord
+  left join verdict v on v.place = c.place
   left join ended t on t.task_id = v.task_id and v.receipt is not null
        and v.to_status not in ('scheduled', 'created', 'assigned')
   left join fleet.task_specs s on s.task_id = t.task_id and s.version = t.spec_version

@@ -24,8 +24,14 @@ const SECONDS: [f64; 13] =
 /// Rows that share one statement.
 const ROWS: [f64; 10] = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 1000.0];
 /// The statements whose rows share one commit.
-const BATCHES: [&str; 5] =
-    ["claim_pull_3_take", "claim_push_3_take", "end_leases", "insert_tasks", "touch_sessions"];
+const BATCHES: [&str; 6] = [
+    "claim_pull_3_take",
+    "claim_push_3_take",
+    "complete_leases",
+    "end_leases",
+    "insert_tasks",
+    "touch_sessions",
+];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;

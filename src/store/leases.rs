@@ -1,6 +1,9 @@
 //! What a holder writes, and how leases end. Every write is fenced by task, lease and session.
 
+use std::collections::HashSet;
+
 use sha2::{Digest, Sha256};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -11,13 +14,14 @@ use super::{
     journal::{Journal, Line},
     rows::{get, word},
     statement::{
-        CHECK_LEASE, END_LEASES, FIND_LEASE_END, FIND_RECEIPT, GET_TASKS, LIST_EXPIRED_LEASES,
-        LIST_LOST_LEASES, LIST_PENDING_ISSUES, LIST_SESSION_LEASES, Params, START_TASK,
+        CHECK_LEASE, COMPLETE_LEASES, END_LEASES, FIND_LEASE_END, FIND_RECEIPT, GET_TASKS,
+        LIST_EXPIRED_LEASES, LIST_LOST_LEASES, LIST_PENDING_ISSUES, LIST_SESSION_LEASES, Params,
+        START_TASK,
     },
     traced::Traced,
 };
 use crate::model::{
-    Actor, EventType, ExecutionMode, Lease, Receipt, SessionId, Status, Task, TaskId,
+    Actor, EventType, ExecutionMode, Lease, Receipt, ReceiptStatus, SessionId, Status, Task, TaskId,
 };
 
 /// What fences a holder's write.
@@ -148,9 +152,11 @@ impl LeaseState {
     }
 }
 
-/// The statement that ends leases, with its parameters.
+/// The statements that end leases, with their parameters.
 pub(super) struct Ending<'a> {
     ends: &'a [EndLease],
+    /// Places in `ends`.
+    places: Vec<i64>,
     tasks: Vec<Uuid>,
     leases: Vec<i64>,
     holders: Vec<Uuid>,
@@ -172,6 +178,7 @@ impl<'a> Ending<'a> {
             .collect();
         Self {
             ends,
+            places: (0..).take(ends.len()).collect(),
             tasks: ends.iter().map(|e| e.held.task_id.0).collect(),
             leases: ends.iter().map(|e| e.held.lease.0).collect(),
             holders: ends.iter().map(|e| e.held.holder.0).collect(),
@@ -189,28 +196,73 @@ impl<'a> Ending<'a> {
         }
     }
 
-    /// Runs the statement; nothing when no lease is to end.
-    pub(super) async fn rows<C: GenericClient>(
-        &self,
-        client: &C,
-    ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
+    /// Runs the statements; nothing when no lease is to end.
+    pub(super) async fn rows<C: GenericClient>(&self, client: &C) -> Result<Vec<Row>, StoreError> {
         if self.ends.is_empty() {
             return Ok(Vec::new());
         }
-        END_LEASES
+        // One statement for all, so that tasks are locked in one order.
+        let is_completed = |end: &EndLease| {
+            let says = end.receipt.as_ref().map(|receipt| receipt.status);
+            end.outcome == Outcome::Completed
+                && says == Some(ReceiptStatus::Completed)
+                && end.reason.is_none()
+        };
+        if !self.ends.iter().all(is_completed) {
+            return self.judge(client, &self.places).await;
+        }
+        let mut rows = COMPLETE_LEASES
             .rows(
                 client,
                 &[
                     &self.tasks,
                     &self.leases,
                     &self.holders,
-                    &self.outcomes,
-                    &self.reasons,
-                    &self.waits,
                     &self.receipts,
                     &self.hashes,
                     &self.actors,
                     &self.pull_requests,
+                    &self.places,
+                ],
+            )
+            .await?;
+        if rows.len() < self.ends.len() {
+            let done: HashSet<i64> = rows.iter().map(|row| get(row, "place")).collect();
+            let left: Vec<i64> =
+                self.places.iter().copied().filter(|place| !done.contains(place)).collect();
+            rows.extend(self.judge(client, &left).await?);
+        }
+        Ok(rows)
+    }
+
+    /// Ends those in these places, whatever their outcome.
+    async fn judge<C: GenericClient>(
+        &self,
+        client: &C,
+        places: &[i64],
+    ) -> Result<Vec<Row>, StoreError> {
+        /// Of each column what stands in these places.
+        macro_rules! of {
+            ($column:ident) => {{
+                let at = |place: &i64| self.$column.get(usize::try_from(*place).ok()?);
+                places.iter().filter_map(at).collect::<Vec<_>>()
+            }};
+        }
+        END_LEASES
+            .rows(
+                client,
+                &[
+                    &of!(tasks),
+                    &of!(leases),
+                    &of!(holders),
+                    &of!(outcomes),
+                    &of!(reasons),
+                    &of!(waits),
+                    &of!(receipts),
+                    &of!(hashes),
+                    &of!(actors),
+                    &of!(pull_requests),
+                    &places,
                     &self.backoff,
                 ],
             )
@@ -222,14 +274,14 @@ impl<'a> Ending<'a> {
     pub(super) async fn outcomes<C: GenericClient>(
         &self,
         client: &C,
-        rows: &[tokio_postgres::Row],
+        rows: &[Row],
         unheard: bool,
         journal: &mut Journal,
     ) -> Result<Vec<Ended>, StoreError> {
-        let mut by_place: Vec<Option<&tokio_postgres::Row>> = vec![None; self.ends.len()];
+        let mut by_place: Vec<Option<&Row>> = vec![None; self.ends.len()];
         let mut from_forge: Vec<Uuid> = Vec::new();
         for row in rows {
-            let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
+            let place = usize::try_from(get::<i64>(row, "place")).unwrap_or(usize::MAX);
             if get::<bool>(row, "applied")
                 && let Some(end) = self.ends.get(place)
             {
@@ -453,7 +505,7 @@ impl Store {
     }
 }
 
-fn held_lease(row: &tokio_postgres::Row) -> HeldLease {
+fn held_lease(row: &Row) -> HeldLease {
     HeldLease {
         task_id: TaskId(get::<Uuid>(row, "task_id")),
         lease: Lease(get(row, "lease")),

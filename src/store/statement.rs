@@ -53,6 +53,7 @@ statements! {
     CLAIM_PUSH_2_READY "claim_push_2_ready"
     CLAIM_PUSH_3_TAKE "claim_push_3_take"
     COMPLETE_BY_FORGE "complete_by_forge"
+    COMPLETE_LEASES "complete_leases"
     COUNT_TASKS "count_tasks"
     COUNT_WORKERS "count_workers"
     DECIDE_PULL "decide_pull"

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -26,8 +27,8 @@ use super::{
     rows::{self, get},
     statement::{
         CHECK_SESSIONS, CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED,
-        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, CLAIM_PULL_4_SWITCH, END_LEASES, GET_TASKS,
-        KEEP_CLAIMS, Params,
+        CLAIM_PULL_2_READY, CLAIM_PULL_3_TAKE, CLAIM_PULL_4_SWITCH, COMPLETE_LEASES, END_LEASES,
+        GET_TASKS, KEEP_CLAIMS, Params,
     },
 };
 use crate::model::{Actor, CapabilitySet, Lease, SessionId, Task, TaskId};
@@ -197,6 +198,7 @@ impl Store {
         let mut client = self.client().await?;
         for statement in [
             CLAIM_PULL_1_LOCK,
+            COMPLETE_LEASES,
             END_LEASES,
             CLAIM_PULL_2_HELD,
             CLAIM_PULL_2_PINNED,
@@ -340,14 +342,7 @@ impl Store {
                 rooms.insert(waiter.session, room);
             }
         }
-        let switched: Vec<Uuid> = locked
-            .iter()
-            .filter(|row| {
-                get::<Option<Uuid>>(row, "claimer") != Some(self.ledger().claimer)
-                    || get(row, "is_quiet")
-            })
-            .map(|row| get(row, "session_id"))
-            .collect();
+        let lives = self.lives(&taking);
 
         // Tasks that this claim has, or lost to others.
         let mut gone: HashSet<TaskId> = HashSet::new();
@@ -369,7 +364,7 @@ impl Store {
                 }
                 break;
             }
-            let take = Box::pin(self.take_pairs(tx, &taking, &pairs, &switched));
+            let take = Box::pin(self.take_pairs(tx, &taking, &pairs, &lives));
             let taken = if round == 0 && self.crowd().is_calm() {
                 *unheard = true;
                 tx.commit_behind(take).await?
@@ -377,7 +372,11 @@ impl Store {
                 take.await?
             };
             for row in &taken {
-                claims.tasks.extend(rows::shown_task(row)?.map(|task| (task.task_id, task)));
+                if let Some(mut task) = rows::shown_task(row)? {
+                    task.lease_expires_at =
+                        lives.expires.get(&SessionId(get::<Uuid>(row, "session_id"))).copied();
+                    claims.tasks.insert(task.task_id, task);
+                }
                 journal.note(|| {
                     let agent = Actor::Agent(get(row, "agent_id"));
                     claimed_line(row, agent.to_string())
@@ -420,7 +419,7 @@ impl Store {
         tx: &C,
         taking: &Taking<'_>,
         pairs: &[Pair],
-        switched: &[Uuid],
+        Lives { switched, ages, .. }: &Lives,
     ) -> Result<Vec<Row>, StoreError> {
         let tasks: Vec<Uuid> = pairs.iter().map(|pair| pair.task_id.0).collect();
         let waiters = || pairs.iter().map(|pair| &taking.waiters[pair.place]);
@@ -430,14 +429,8 @@ impl Store {
             .iter()
             .map(|pair| taking.asking.waiters[pair.place].as_ref().map_or("", |(_, r)| &r.agent_id))
             .collect();
-        let asked = |session: &Uuid| {
-            let of = taking.waiters.iter().filter(|w| w.session.0 == *session);
-            of.map(|w| w.asked.elapsed().as_secs_f64()).reduce(f64::min)
-        };
-        let (switched, ages): (Vec<Uuid>, Vec<f64>) =
-            switched.iter().filter_map(|session| Some((*session, asked(session)?))).unzip();
         let claimer = self.ledger().claimer;
-        let take: Params<'_> = &[&tasks, &holders, &agents, &requests, &switched, &ages];
+        let take: Params<'_> = &[&tasks, &holders, &agents, &requests];
         let (taken, _) = tokio::try_join!(
             biased;
             CLAIM_PULL_3_TAKE.rows(tx, take),
@@ -445,10 +438,32 @@ impl Store {
                 if switched.is_empty() {
                     return Ok(0);
                 }
-                CLAIM_PULL_4_SWITCH.run(tx, &[&claimer, &switched, &ages]).await
+                CLAIM_PULL_4_SWITCH.run(tx, &[&claimer, switched, ages]).await
             },
         )?;
         Ok(taken)
+    }
+
+    /// Of the locked sessions: whose sign of life is to be written, and until when each lives.
+    fn lives(&self, Taking { waiters, locked, .. }: &Taking<'_>) -> Lives {
+        let mut lives = Lives::default();
+        for row in *locked {
+            let session: Uuid = get(row, "session_id");
+            let mut expires_at: Timestamp = get(row, "expires_at");
+            let is_ours = get::<Option<Uuid>>(row, "claimer") == Some(self.ledger().claimer);
+            let of = waiters.iter().filter(|w| w.session.0 == session);
+            let asked = of.map(|w| w.asked.elapsed()).min();
+            if let Some(age) = asked
+                && (!is_ours || get(row, "is_quiet"))
+            {
+                lives.switched.push(session);
+                lives.ages.push(age.as_secs_f64());
+                let renewed = get::<Timestamp>(row, "renewed_until").checked_sub(age);
+                expires_at = expires_at.max(renewed.unwrap_or(expires_at));
+            }
+            lives.expires.insert(SessionId(session), expires_at);
+        }
+        lives
     }
 
     /// What the locked sessions hold, without the leases that are `over` by now: as remembered where this process was the
@@ -540,6 +555,17 @@ struct Taking<'a> {
     asking: &'a Asking,
     ends: &'a [EndLease],
     locked: &'a [Row],
+}
+
+/// The signs of life of locked sessions.
+#[derive(Default)]
+struct Lives {
+    /// Whose is to be written: of those that another process has claimed for, or that have been quiet.
+    switched: Vec<Uuid>,
+    /// How many seconds ago each of these asked.
+    ages: Vec<f64>,
+    /// When the leases of each session expire.
+    expires: HashMap<SessionId, Timestamp>,
 }
 
 fn show(tasks: &mut HashMap<TaskId, Task>, rows: &[Row]) -> Result<(), StoreError> {

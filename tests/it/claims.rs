@@ -106,14 +106,7 @@ async fn a_session_that_another_replica_claims_for_is_left_alone_and_then_counte
     let taken = tx
         .query(
             sql("claim_pull_3_take"),
-            &[
-                &vec![first],
-                &vec![session.0],
-                &vec!["a"],
-                &vec![Uuid::now_v7()],
-                &vec![session.0],
-                &vec![0_f64],
-            ],
+            &[&vec![first], &vec![session.0], &vec!["a"], &vec![Uuid::now_v7()]],
         )
         .await
         .unwrap();

@@ -100,8 +100,7 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     let take = STATEMENTS.iter().find(|s| s.name == "claim_pull_3_take").unwrap().text;
     let task: uuid::Uuid = db.rows("select task_id from fleet.tasks limit 1", &[]).await[0].get(0);
     let (tasks, sessions, agents) = (vec![task], vec![session.0], vec!["a"]);
-    let params: [&(dyn ToSql + Sync); 6] =
-        [&tasks, &sessions, &agents, &sessions, &sessions, &vec![0_f64]];
+    let params: [&(dyn ToSql + Sync); 4] = [&tasks, &sessions, &agents, &sessions];
     let taken = db.rows(take, &params).await;
     assert!(taken.is_empty(), "{taken:?}");
     assert!(pull(&store, session).await.is_none());

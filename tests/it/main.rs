@@ -20,6 +20,7 @@ mod bench;
 mod checkout;
 mod claims;
 mod client_commands;
+mod completions;
 mod database_faults;
 mod deliveries;
 mod dev_demo;

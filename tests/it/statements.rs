@@ -32,7 +32,7 @@ async fn every_file_is_prepared_and_none_is_missing() {
 async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order() {
     let db = Db::new().await;
     let mut columns: Vec<Vec<String>> = Vec::new();
-    for name in ["get_tasks", "list_tasks", "claim_pull_3_take", "end_leases"] {
+    for name in ["get_tasks", "list_tasks", "claim_pull_3_take", "end_leases", "complete_leases"] {
         let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();
         let prepared = db.client.prepare(statement.text).await.unwrap();
         let names: Vec<String> = prepared.columns().iter().map(|c| c.name().to_owned()).collect();
@@ -42,7 +42,9 @@ async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order
     }
     assert_eq!(columns[1].as_slice(), columns[0].split_last().unwrap().1, "a list has no bodies");
     assert_eq!(columns[0].last().unwrap(), "body");
-    assert_eq!((&columns[2], &columns[3]), (&columns[0], &columns[0]));
+    for shown in &columns[2..] {
+        assert_eq!(shown, &columns[0]);
+    }
 }
 
 /// The plan of a statement with its parameters written in, as `prepare` would have it from the sixth time on: generic.
@@ -90,8 +92,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
     for (name, values) in [
         (
             "claim_pull_3_take",
-            "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()], \
-             array[gen_random_uuid()], array[0]",
+            "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()]",
         ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
     ] {
@@ -147,7 +148,14 @@ async fn holder_writes_find_their_row_by_primary_key() {
             "end_leases",
             format!(
                 "array[{id}], array[1], array[{id}], array['lost'], array['x'], array[0], array[null::jsonb], \
-                 array[null::bytea], array['a'], array[null], 1"
+                 array[null::bytea], array['a'], array[null], array[0], 1"
+            ),
+        ),
+        (
+            "complete_leases",
+            format!(
+                "array[{id}], array[1], array[{id}], array['{{}}'::jsonb], array['\\x00'::bytea], array['a'], \
+                 array[null], array[0]"
             ),
         ),
         ("lock_lease", id.to_owned()),

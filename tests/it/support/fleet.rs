@@ -158,8 +158,8 @@ pub(crate) async fn end(store: &Store, held: HeldLease, outcome: Outcome) -> End
     store.end_leases(&[ending(held, outcome)], NOW).await.unwrap()[0]
 }
 
-/// Sends the same receipt each time.
-pub(crate) async fn complete(store: &Store, held: HeldLease) -> Ended {
+/// The same receipt each time.
+pub(crate) fn completion(held: HeldLease) -> EndLease {
     let receipt = Receipt {
         status: ReceiptStatus::Completed,
         duration_seconds: None,
@@ -168,15 +168,19 @@ pub(crate) async fn complete(store: &Store, held: HeldLease) -> Ended {
         error: None,
         usage: None,
     };
-    let end = EndLease {
+    EndLease {
         held,
         outcome: Outcome::Completed,
         reason: None,
         wait_secs: None,
         receipt: Some(receipt),
         actor: Actor::Agent("a".into()),
-    };
-    store.end_leases(&[end], NOW).await.unwrap()[0]
+    }
+}
+
+/// Sends it.
+pub(crate) async fn complete(store: &Store, held: HeldLease) -> Ended {
+    store.end_leases(&[completion(held)], NOW).await.unwrap()[0]
 }
 
 /// The lease after this one.
