@@ -25,7 +25,12 @@ held as materialized (
   select o.session_id, t.task_id, t.lease, l.task_id is not null as is_listed, t.assigned_at <= o.arrived_at as is_older,
          (o.unlisted ->> t.task_id::text)::bigint is not distinct from t.lease as was_unlisted
     from own o
-    join fleet.tasks t on t.host_agent_id is null and t.holder is not null and t.holder = o.session_id
+   cross join lateral (
+     select t.task_id, t.lease, t.assigned_at
+       from fleet.tasks t
+      where t.host_agent_id is null and t.holder = o.session_id
+     -- session by session: a plan from when nothing was held would read all that has been
+     offset 0) t
     left join listed l on l.session_id = o.session_id and l.task_id = t.task_id
    where o.has_list
 ),

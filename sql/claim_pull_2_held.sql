@@ -5,5 +5,10 @@
 -- Index:   tasks_held.
 -- $1 uuid[]: locked sessions.
 select t.holder, t.task_id, t.lease, t.claim_id
-  from fleet.tasks t
- where t.host_agent_id is null and t.holder = any ($1::uuid[])
+  from unnest($1::uuid[]) as s(session_id)
+ cross join lateral (
+   select t.holder, t.task_id, t.lease, t.claim_id
+     from fleet.tasks t
+    where t.host_agent_id is null and t.holder = s.session_id
+   -- session by session: a plan from when nothing was held would read all that has been
+   offset 0) t

@@ -8,7 +8,9 @@ select exists (select 1 from fleet.tasks
        exists (select 1 from fleet.tasks
                 where due_at is not null and due_at <= now() and status = 'assigned' and holder is null) as pins,
        exists (select 1 from fleet.tasks
-                where due_at is not null and due_at <= now() and holder is not null
+                where due_at is not null and due_at <= now()
+                  -- hidden from the index of what is held, which is tempting when nothing is, and has all that has been
+                  and num_nonnulls(holder) = 1
                   and (host_agent_id is null or deadline_at <= now() - make_interval(secs => $1))) as deadlines,
        exists (select 1 from fleet.tasks
                 where lane_id is null and status = 'created' and execution_mode in ('http_pull', 'undecided'))

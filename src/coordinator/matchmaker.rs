@@ -276,7 +276,7 @@ pub(super) async fn poll(replica: &Arc<Replica>) {
             }
         }
         // A poll that is dear, because an old snapshot keeps what was taken, is made less often.
-        pause = POLL.max(begun.elapsed() * 10);
+        pause = POLL.max(begun.elapsed() * 20);
     }
 }
 

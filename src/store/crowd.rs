@@ -82,10 +82,11 @@ impl Crowd {
     }
 
     /// Begins to read candidates, of which so many are wanted. Says beside it how many of those that it will find are others':
-    /// chosen by now, or going to be.
+    /// chosen by transactions under way, or going to be.
     pub(super) fn read(&self, wanted: usize) -> (Reading, usize) {
         let mut state = lock(&self.0);
-        let others = state.chosen.len() + state.reads.values().sum::<usize>();
+        let chosen = state.chosen.values().filter(|end| end.is_none()).count();
+        let others = chosen + state.reads.values().sum::<usize>();
         state.clock += 1;
         let begun = state.clock;
         state.reads.insert(begun, wanted);
@@ -241,7 +242,10 @@ mod tests {
         assert_eq!(choose(&mut first, &one, &[1, 2]), [1, 2]);
         assert_eq!(choose(&mut crowd.chosen(), &two, &[1, 2, 3]), [3]);
         let (during, others) = read(1);
-        assert_eq!(others, 2 + 1, "as much as is chosen, by one that has ended, too");
+        assert_eq!(
+            others, 2,
+            "what one under way has chosen; nobody finds what one took that has ended"
+        );
         drop((one, first));
         assert_eq!(two.taken().len(), 2 + 1, "read before the ends");
         assert_eq!(choose(&mut crowd.chosen(), &during, &[1, 2]), [0_u128; 0]);

@@ -190,6 +190,36 @@ async fn holder_writes_find_their_row_by_primary_key() {
     }
 }
 
+/// What has been held leaves entries until vacuum has been there, and by statistics of a moment when nothing is held their index
+/// looks empty.
+#[tokio::test]
+async fn what_has_been_held_is_not_read_for_what_is_due_or_held_now() {
+    let db = Db::new().await;
+    db.execute(
+        "insert into fleet.tasks (status) select 'completed' from generate_series(1, 10000);
+         analyze fleet.tasks; set enable_seqscan = off",
+    )
+    .await;
+    for (name, values) in [
+        ("promote_due_tasks", "10, 'a'"),
+        ("expire_pins", "10, 'a'"),
+        ("list_expired_leases", "60, 10"),
+        ("read_due", "60"),
+    ] {
+        let plan = plan(&db, name, values).await;
+        assert!(plan.contains("tasks_due") && !plan.contains("tasks_held"), "{name}:\n{plan}");
+    }
+    let id = "array[gen_random_uuid()]";
+    for (name, values) in [
+        ("claim_pull_2_held", id.to_owned()),
+        ("beat_agents", format!("{id}, array[true], array[0], {id}, {id}")),
+        ("list_session_leases", "gen_random_uuid()".to_owned()),
+    ] {
+        let plan = plan(&db, name, &values).await;
+        assert!(plan.contains("(host_agent_id IS NULL) AND (holder = "), "{name}:\n{plan}");
+    }
+}
+
 #[tokio::test]
 async fn a_claim_behind_a_foreign_backlog_reads_few_pages() {
     let db = stale_backlog().await;
