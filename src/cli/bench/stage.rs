@@ -163,7 +163,8 @@ impl Foreign {
             }
         }
         for capability in capabilities {
-            for status in ["created", "scheduled", "assigned", "running"] {
+            // The way back to the queue: what an agent that has gone gives back meanwhile is found where it has come to.
+            for status in ["running", "assigned", "scheduled", "created"] {
                 let query = vec![("capability", capability.clone()), ("status", status.to_owned())];
                 let open = list::fetch(&self.client, "/api/v1/tasks", query, usize::MAX).await?;
                 let cancelling = list::items(&open).iter().map(|task| self.cancel(task));

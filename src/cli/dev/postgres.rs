@@ -26,7 +26,7 @@ const MAX_SOCKET_PATH: usize = 100;
 ///
 /// And a look every two seconds at what is to be vacuumed, since a queue's dead rows are in the way of its live ones.
 /// Everything else, durability above all, is PostgreSQL's default.
-pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '16GB'\ncheckpoint_timeout = '15min'\n\
+pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '15min'\n\
      track_commit_timestamp = on\nautovacuum_naptime = 2s\n";
 /// Lines of the server's log that an error shows.
 const LOG_LINES: usize = 8;
