@@ -14,6 +14,7 @@ mod create;
 mod crowd;
 mod definitions;
 mod deliveries;
+mod ending;
 mod error;
 mod events;
 mod examine;

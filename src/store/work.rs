@@ -20,9 +20,10 @@ use super::{
     claims::{ROUNDS, claimed_line},
     connection::{GenericClient, Transaction, commit, open},
     crowd::Chosen,
+    ending::Ending,
     error::retry,
     journal::Journal,
-    leases::{Ending, HeldLease},
+    leases::HeldLease,
     ledger::Claimed,
     rows::{self, get},
     statement::{
