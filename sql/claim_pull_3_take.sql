@@ -41,11 +41,12 @@ select c.session_id, c.from_status, c.agent_id,
        c.created_at, c.assigned_at, c.started_at, c.completed_at, c.last_activity_at, c.pr_url, c.pr_title, c.error,
        c.traceparent,
        s.title, s.labels, s.capabilities, s.repo, s.issue_url, s.notes,
-       case when c.lease > 1 then (select r.body ->> 'summary' from fleet.receipts r
-                                    where r.task_id = c.task_id order by r.lease desc limit 1) end as summary,
-       case when c.lease > 1 then (select r.body -> 'usage' from fleet.receipts r
-                                    where r.task_id = c.task_id order by r.lease desc limit 1) end as usage,
+       r.body ->> 'summary' as summary, r.body -> 'usage' as usage,
        null::text as waiting_reason,
        s.body
   from claimed c
   left join fleet.task_specs s on s.task_id = c.task_id and s.version = c.claimed_version
+ -- who takes it first need not look
+ cross join lateral (
+   select case when c.lease > 1 then (select e.body from fleet.receipts e
+                                       where e.task_id = c.task_id order by e.lease desc limit 1) end as body) r

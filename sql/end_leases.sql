@@ -1,4 +1,5 @@
--- Purpose: ends leases: the only way a claim ends but by cancel and retry. One rule for receipts, timeouts, lost holders,
+-- Purpose: ends leases: the only way a claim ends but by cancel and retry, and by sql/complete_leases.sql, which does for
+--          the commonest case what this does. One rule for receipts, timeouts, lost holders,
 --          releases and undone claims: what the outcome makes of the task, and whether it counts as an attempt.
 --          Fenced by task, lease and session. A task that is no longer assigned or running (the forge moved it) keeps
 --          its status; only the lease ends. A task that a receipt has ended for good is shown, as sql/get_tasks.sql does;

@@ -453,9 +453,8 @@ impl Store {
             let mut expires_at: Timestamp = get(row, "expires_at");
             let is_ours = get::<Option<Uuid>>(row, "claimer") == Some(self.ledger().claimer);
             let of = waiters.iter().filter(|w| w.session.0 == session);
-            let asked = of.map(|w| w.asked.elapsed()).min();
-            if let Some(age) = asked
-                && (!is_ours || get(row, "is_quiet"))
+            if (!is_ours || get(row, "is_quiet"))
+                && let Some(age) = of.map(|w| w.asked.elapsed()).min()
             {
                 lives.switched.push(session);
                 lives.ages.push(age.as_secs_f64());

@@ -127,6 +127,14 @@ async fn sessions_are_locked_for_a_claim_by_their_ids_also_by_a_plan_made_for_fe
     assert!(plan.contains("using sessions_pkey") && !plan.contains("sessions_live"), "{plan}");
 }
 
+/// The looks for what is due, with parameters.
+const DUE: [(&str, &str); 4] = [
+    ("promote_due_tasks", "10, 'a'"),
+    ("expire_pins", "10, 'a'"),
+    ("list_expired_leases", "60, 10"),
+    ("read_due", "60"),
+];
+
 #[tokio::test]
 async fn holder_writes_find_their_row_by_primary_key() {
     let db = stale_backlog().await;
@@ -179,12 +187,7 @@ async fn holder_writes_find_their_row_by_primary_key() {
         assert!(!plan.contains("Seq Scan on tasks"), "{name}:\n{plan}");
         assert!(!plan.contains("tasks_held") && !plan.contains("tasks_ready"), "{name}:\n{plan}");
     }
-    for (name, values) in [
-        ("promote_due_tasks", "10, 'a'"),
-        ("expire_pins", "10, 'a'"),
-        ("list_expired_leases", "60, 10"),
-        ("read_due", "60"),
-    ] {
+    for (name, values) in DUE {
         let plan = plan(&db, name, values).await;
         assert!(plan.contains("tasks_due"), "{name}:\n{plan}");
     }
@@ -200,12 +203,7 @@ async fn what_has_been_held_is_not_read_for_what_is_due_or_held_now() {
          analyze fleet.tasks; set enable_seqscan = off",
     )
     .await;
-    for (name, values) in [
-        ("promote_due_tasks", "10, 'a'"),
-        ("expire_pins", "10, 'a'"),
-        ("list_expired_leases", "60, 10"),
-        ("read_due", "60"),
-    ] {
+    for (name, values) in DUE {
         let plan = plan(&db, name, values).await;
         assert!(plan.contains("tasks_due") && !plan.contains("tasks_held"), "{name}:\n{plan}");
     }
