@@ -1,9 +1,9 @@
 //! Heartbeats of agents, gathered and written in batches: one narrow row a session, never one a task.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -15,20 +15,36 @@ use crate::{
     telemetry::error_chain,
 };
 
-/// How often mere signs of life are written.
+/// How often it is looked for signs of life that are to be written.
 const FLUSH: Duration = Duration::from_millis(500);
+/// A session's next sign of life is written so long after the one before, or after this part of the time that it may be
+/// silent. Each write leaves a dead row behind, and claims read through those that no vacuum may remove while an old
+/// snapshot is held.
+const PAUSE: Duration = Duration::from_secs(5);
+const PART: u32 = 12;
 /// Heartbeats in one batch.
 const BATCH: usize = 256;
 
 /// What agents are heard of since the last batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Heartbeats {
     /// Signs of life; any authenticated call of an agent is one.
-    heard: Mutex<BTreeSet<SessionId>>,
+    signs: Mutex<HashMap<SessionId, Sign>>,
+    /// How long after a write the next one of the same session is due.
+    pause: Duration,
     /// Heartbeats that wait for their answers, in the order of their arrival.
     waiting: Mutex<Vec<Waiting>>,
     /// Whoever has it writes for all that wait.
     turn: tokio::sync::Mutex<()>,
+}
+
+/// A session's signs of life.
+#[derive(Debug, Default)]
+struct Sign {
+    /// The last one, until it is written.
+    heard: Option<Instant>,
+    /// When the one before was.
+    written: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -49,15 +65,42 @@ pub enum Answer {
 }
 
 impl Heartbeats {
-    /// This session's agent has just called.
-    pub fn touch(&self, session: SessionId) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(session);
+    /// For agents that may be silent for `ttl`.
+    pub fn new(ttl: Duration) -> Self {
+        Self {
+            signs: Mutex::default(),
+            pause: PAUSE.min(ttl / PART),
+            waiting: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
-    fn take_heard(&self) -> Vec<SessionId> {
-        std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner))
-            .into_iter()
-            .collect()
+    fn signs(&self) -> MutexGuard<'_, HashMap<SessionId, Sign>> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This session's agent has just called.
+    pub fn touch(&self, session: SessionId) {
+        self.signs().entry(session).or_default().heard = Some(Instant::now());
+    }
+
+    /// The signs of life that are to be written now, or all that have not been written. They are due until they are
+    /// [`written`](Self::written).
+    fn due(&self, all: bool) -> Vec<(SessionId, Instant)> {
+        let rests = |sign: &Sign| sign.written.is_some_and(|at| at.elapsed() < self.pause);
+        let mut signs = self.signs();
+        signs.retain(|_, sign| sign.heard.is_some() || rests(sign));
+        let due = signs.iter().filter(|(_, sign)| all || !rests(sign));
+        due.filter_map(|(session, sign)| Some((*session, sign.heard?))).collect()
+    }
+
+    /// This sign of life is in the database, or its session has ended.
+    fn written(&self, session: SessionId, heard: Instant) {
+        let mut signs = self.signs();
+        let sign = signs.entry(session).or_default();
+        sign.written = Some(Instant::now());
+        // It may have called again meanwhile.
+        sign.heard = sign.heard.filter(|at| *at > heard);
     }
 
     /// Writes a heartbeat, together with those that arrived meanwhile.
@@ -113,23 +156,64 @@ impl Replica {
 
 /// The loop: writes signs of life.
 pub(super) async fn run(replica: &Replica) {
+    let heartbeats = &replica.heartbeats;
     loop {
         let stop = replica.shutdown.sleep(FLUSH).await;
-        let heard = replica.heartbeats.take_heard();
-        if !heard.is_empty() {
-            let left = match replica.signs.touch_sessions(&heard).await {
-                Ok(touched) => touched.busy,
-                Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), sessions = heard.len(), "signs of life of agents were not stored");
-                    heard
+        let due = heartbeats.due(stop);
+        if !due.is_empty() {
+            match replica.signs.touch_sessions(&due).await {
+                Ok(touched) => {
+                    for (session, heard) in due {
+                        if !touched.busy.contains(&session) {
+                            heartbeats.written(session, heard);
+                        }
+                    }
                 }
-            };
-            for session in left {
-                replica.heartbeats.touch(session);
+                Err(error) => {
+                    tracing::warn!(error = %error_chain(&error), sessions = due.len(), "signs of life of agents were not stored");
+                }
             }
         }
         if stop {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> SessionId {
+        SessionId(uuid::Uuid::now_v7())
+    }
+
+    #[test]
+    fn a_session_that_calls_all_the_time_is_written_now_and_then() {
+        let heartbeats = Heartbeats::new(Duration::from_secs(60));
+        let (busy, other) = (session(), session());
+        heartbeats.touch(busy);
+        let first = heartbeats.due(false);
+        assert_eq!(first.len(), 1);
+        heartbeats.touch(busy);
+        heartbeats.written(busy, first[0].1);
+        assert!(heartbeats.due(false).is_empty(), "it has just been written");
+        heartbeats.touch(other);
+        assert_eq!(heartbeats.due(false)[0].0, other, "nobody waits for another");
+        let (due, all): (Vec<_>, _) = (heartbeats.due(true), BTreeSet::from([busy, other]));
+        assert_eq!(due.iter().map(|(session, _)| *session).collect::<BTreeSet<_>>(), all);
+        assert!(due.iter().all(|(_, heard)| *heard > first[0].1), "the last call is what counts");
+    }
+
+    #[test]
+    fn what_could_not_be_written_stays_due_and_what_rests_is_forgotten() {
+        let heartbeats = Heartbeats::new(Duration::ZERO);
+        let session = session();
+        heartbeats.touch(session);
+        let due = heartbeats.due(false);
+        assert_eq!(heartbeats.due(false), due);
+        heartbeats.written(session, due[0].1);
+        assert!(heartbeats.due(true).is_empty());
+        assert!(heartbeats.signs().is_empty());
     }
 }

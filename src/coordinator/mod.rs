@@ -196,7 +196,7 @@ impl Replica {
             store,
             wake: Wake::new(),
             matchmaker: Matchmaker::default(),
-            heartbeats: Heartbeats::default(),
+            heartbeats: Heartbeats::new(config.lease.agent_ttl()),
             replies: Replies::default(),
             callers: Callers::default(),
             settling: batch::Batch::default(),

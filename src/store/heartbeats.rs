@@ -78,12 +78,16 @@ impl Store {
         Ok(sessions.iter().map(|session| heard.remove(session)).collect())
     }
 
-    /// Signs of life in a batch. Sessions that have ended are in neither list.
-    pub async fn touch_sessions(&self, sessions: &[SessionId]) -> Result<Touched, StoreError> {
+    /// Signs of life in a batch, each with when it was heard. Sessions that have ended are in neither list.
+    pub async fn touch_sessions(
+        &self,
+        heard: &[(SessionId, Instant)],
+    ) -> Result<Touched, StoreError> {
         let client = self.client().await?;
-        let ids: Vec<Uuid> = sessions.iter().map(|s| s.0).collect();
+        let (ids, ages): (Vec<Uuid>, Vec<f64>) =
+            heard.iter().map(|(session, at)| (session.0, at.elapsed().as_secs_f64())).unzip();
         let mut touched = Touched::default();
-        for row in TOUCH_SESSIONS.rows(&client, &[&ids]).await? {
+        for row in TOUCH_SESSIONS.rows(&client, &[&ids, &ages]).await? {
             let list = if get(&row, "renewed") { &mut touched.renewed } else { &mut touched.busy };
             list.push(SessionId(get::<Uuid>(&row, "session_id")));
         }

@@ -1,6 +1,9 @@
 //! Heartbeats with a list of what the agent works on: what it has lost sight of goes back, nothing else does.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, SessionId, TaskId},
@@ -200,6 +203,30 @@ async fn the_end_of_a_poll_is_no_sign_of_life() {
     })
     .await;
     assert!(db.count(&format!("{heard}'frozen'")).await >= 2);
+    node.stop().await;
+}
+
+/// Each write leaves a dead row, and what is dead stays while an old snapshot is held.
+#[tokio::test]
+async fn an_agent_that_calls_all_the_time_is_written_now_and_then() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("busy", &[], 1).await;
+    let heard = "select extract(epoch from last_heartbeat_at)::text from fleet.sessions where subject = 'busy'";
+    let mut written: HashSet<String> = HashSet::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert!(node.dequeue("busy", 0).await.is_none());
+        written.insert(db.client.query_one(heard, &[]).await.unwrap().get(0));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(written.len(), 2, "when it registered, and its first call: {written:?}");
+    let last = "select count(*) from fleet.sessions
+                 where subject = 'busy' and last_heartbeat_at > started_at + interval '3 seconds'";
+    eventually("its last call is written in the end", async || {
+        (db.count(last).await > 0).then_some(())
+    })
+    .await;
     node.stop().await;
 }
 

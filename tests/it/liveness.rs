@@ -1,6 +1,6 @@
 //! Who lives: heartbeats, silence, and who may judge it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, SessionId, Status},
@@ -25,6 +25,11 @@ async fn age(db: &Db, session: SessionId, column: &str, secs: u32) {
         "update fleet.sessions set {column} = now() - interval '{secs} seconds' where session_id = '{session}'"
     ))
     .await;
+}
+
+/// Signs of life of this moment.
+fn heard(sessions: &[SessionId]) -> Vec<(SessionId, Instant)> {
+    sessions.iter().map(|session| (*session, Instant::now())).collect()
 }
 
 async fn judged(store: &Store, judge: SessionId) -> Vec<String> {
@@ -90,12 +95,12 @@ async fn death_is_a_recorded_transition_and_a_heartbeat_matches_only_the_living(
     assert!(judged(&store, judge).await.is_empty(), "it has just been heard of");
     age(&db, session, "last_heartbeat_at", 61).await;
     // A heartbeat that comes in time saves it.
-    assert_eq!(store.touch_sessions(&[session]).await.unwrap().renewed, [session]);
+    assert_eq!(store.touch_sessions(&heard(&[session])).await.unwrap().renewed, [session]);
     assert!(judged(&store, judge).await.is_empty());
     age(&db, session, "last_heartbeat_at", 61).await;
     assert_eq!(judged(&store, judge).await, ["a"]);
     assert!(judged(&store, judge).await.is_empty(), "once");
-    let touched = store.touch_sessions(&[session]).await.unwrap();
+    let touched = store.touch_sessions(&heard(&[session])).await.unwrap();
     assert_eq!(touched, Touched::default(), "register again");
     let lost = store.list_lost_leases(10).await.unwrap();
     assert_eq!(lost, [(held, Some("silent".to_owned()))]);
@@ -133,10 +138,10 @@ async fn a_session_that_is_locked_keeps_no_other_from_its_sign_of_life_and_has_i
     let claiming = claiming.transaction().await.unwrap();
     let lock = "select from fleet.sessions where session_id = $1 for no key update";
     claiming.execute(lock, &[&busy.0]).await.unwrap();
-    let touched = store.touch_sessions(&[busy, other]).await.unwrap();
+    let touched = store.touch_sessions(&heard(&[busy, other])).await.unwrap();
     assert_eq!(touched, Touched { renewed: vec![other], busy: vec![busy] });
     claiming.rollback().await.unwrap();
-    assert_eq!(store.touch_sessions(&touched.busy).await.unwrap().renewed, [busy]);
+    assert_eq!(store.touch_sessions(&heard(&touched.busy)).await.unwrap().renewed, [busy]);
 }
 
 /// Its session is locked for claims again and again, so that signs of life may find it locked each time.

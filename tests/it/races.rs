@@ -199,7 +199,11 @@ async fn rage(store: Store, me: usize, tasks: Arc<Vec<TaskId>>) {
                 store.decide_pull(Duration::ZERO, &actor).await.unwrap();
             }
             14 => {
-                store.touch_sessions(&[boot, session, SessionId(uuid::Uuid::nil())]).await.unwrap();
+                let sessions = [boot, session, SessionId(uuid::Uuid::nil())];
+                store
+                    .touch_sessions(&sessions.map(|s| (s, std::time::Instant::now())))
+                    .await
+                    .unwrap();
                 store.end_silent_sessions(boot, 10).await.unwrap();
                 for (held, _) in store.list_lost_leases(20).await.unwrap() {
                     end(&store, held, Outcome::Lost).await;
