@@ -18,8 +18,26 @@ const KEPT: f64 = 0.7;
 /// What counts as recovered.
 const RECOVERED: f64 = 0.95;
 
-/// Measured once, however many rounds are asked for.
 pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    let (mut before, mut held, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..stage.rounds {
+        let rates = measure(stage).await?;
+        before.push(rates[0]);
+        held.push(rates[1]);
+        after.push(rates[2]);
+    }
+    report.add(Figure::new(NAME, "before", &before, "cycles/s"));
+    for (what, rates, least) in
+        [("after 3 minutes", held, KEPT), ("a minute after its end", after, RECOVERED)]
+    {
+        let figure = Figure::new(NAME, what, &rates, "cycles/s").against("before", &before);
+        report.add(figure.wanted(Bound::AtLeast(least)));
+    }
+    Ok(())
+}
+
+/// One round, on a new database: the rates before, after 3 minutes, and a minute after the end.
+async fn measure(stage: &Stage) -> anyhow::Result<[f64; 3]> {
     let seconds = |full: f64| Duration::from_secs_f64(if stage.quick { full / 60.0 } else { full });
     let fleet = stage.fleet(NAME).await?;
     let database = fleet.database.as_ref().context(
@@ -57,16 +75,8 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
         enough.cancel();
         anyhow::Ok([before, held, after])
     };
-    let ([before, held, after], (), ()) =
-        tokio::try_join!(measuring, feeding, crew.finish(&fleet))?;
+    let (rates, (), ()) = tokio::try_join!(measuring, feeding, crew.finish(&fleet))?;
     load::reconcile(&fleet, tally.done()).await?;
     fleet.close().await?;
-    report.add(Figure::new(NAME, "before", &[before], "cycles/s"));
-    for (what, rate, least) in
-        [("after 3 minutes", held, KEPT), ("a minute after its end", after, RECOVERED)]
-    {
-        let figure = Figure::new(NAME, what, &[rate], "cycles/s").against("before", &[before]);
-        report.add(figure.wanted(Bound::AtLeast(least)));
-    }
-    Ok(())
+    Ok(rates)
 }

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,9 +19,54 @@ const COMMITS: f64 = 0.2;
 const WAL: f64 = 4096.0;
 const LAST_TO_FIRST: f64 = 0.95;
 
-/// Measured once, however many rounds are asked for: it is long enough to be its own repetition.
 pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let tasks = if stage.quick { 2 * ARRAY } else { 500_000 };
+    let mut rounds = Vec::new();
+    for _ in 0..stage.rounds {
+        rounds.push(measure(stage, tasks).await?);
+    }
+    let each = |of: &dyn Fn(&Round) -> f64| rounds.iter().map(of).collect::<Vec<f64>>();
+    let mut figure = |what: &str, values: &[f64], unit, bound| {
+        let figure = Figure::new(NAME, what, values, unit);
+        report.add(match bound {
+            Some(bound) => figure.wanted(bound),
+            None => figure,
+        });
+    };
+    let a_task = |of: fn(&Activity) -> f64| {
+        each(&|round| (of(&round.ended) - of(&round.began)) / tasks as f64)
+    };
+    figure("commits a task", &a_task(|a| a.commits), "", Some(Bound::AtMost(COMMITS)));
+    figure("WAL a task", &a_task(|a| a.wal), "bytes", Some(Bound::AtMost(WAL)));
+    figure("growth of tables a task", &a_task(|a| a.tables), "bytes", None);
+    figure("growth of indexes a task", &a_task(|a| a.indexes), "bytes", None);
+    let tenths = rounds.iter().map(|round| round.rates.len()).min().unwrap_or(0);
+    for tenth in 0..tenths {
+        let rates = each(&|round| round.rates[tenth]);
+        figure(&format!("tenth {}", tenth + 1), &rates, "cycles/s", None);
+    }
+    ensure!(tenths > 0, "too few tasks to measure");
+    let (first, last) = (each(&|round| round.rates[0]), each(&|round| round.rates[tenths - 1]));
+    let figure = Figure::new(NAME, "last tenth", &last, "cycles/s").against("first tenth", &first);
+    report.add(figure.wanted(Bound::AtLeast(LAST_TO_FIRST)));
+    let ready = |of: fn(&Round) -> &Activity| each(&|round| of(round).ready_indexes / 1024.0);
+    let (ended, at_a_tenth) = (ready(|round| &round.ended), ready(|round| &round.at_a_tenth));
+    let figure = Figure::new(NAME, "ready indexes at the end", &ended, "KiB");
+    report.add(figure.against("at 10 %", &at_a_tenth).wanted(Bound::AtMost(1.0)));
+    Ok(())
+}
+
+/// What one round found.
+struct Round {
+    began: Activity,
+    at_a_tenth: Activity,
+    ended: Activity,
+    /// Cycles a second, tenth by tenth.
+    rates: Vec<f64>,
+}
+
+/// One round, on a new database.
+async fn measure(stage: &Stage, tasks: usize) -> anyhow::Result<Round> {
     let fleet = stage.fleet(NAME).await?;
     let database = fleet.database.as_ref().context(
         "soak: tables and logs are measured in the database, so it must be the bench's own; leave this scenario out",
@@ -55,30 +100,5 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
     load::reconcile(&fleet, warm + tasks).await?;
     fleet.close().await?;
 
-    let each = tasks as f64;
-    let rates = tally.rates();
-    let (first, last) = rates.first().zip(rates.last()).context("too few tasks to measure")?;
-    let mut figure = |what: &str, value: f64, unit, bound| {
-        let figure = Figure::new(NAME, what, &[value], unit);
-        report.add(match bound {
-            Some(bound) => figure.wanted(bound),
-            None => figure,
-        });
-    };
-    let least = Some(Bound::AtMost(COMMITS));
-    figure("commits a task", (ended.commits - began.commits) / each, "", least);
-    figure("WAL a task", (ended.wal - began.wal) / each, "bytes", Some(Bound::AtMost(WAL)));
-    figure("growth of tables a task", (ended.tables - began.tables) / each, "bytes", None);
-    figure("growth of indexes a task", (ended.indexes - began.indexes) / each, "bytes", None);
-    for (tenth, rate) in (1..).zip(&rates) {
-        figure(&format!("tenth {tenth}"), *rate, "cycles/s", None);
-    }
-    let what = "last tenth";
-    let figure = Figure::new(NAME, what, &[*last], "cycles/s").against("first tenth", &[*first]);
-    report.add(figure.wanted(Bound::AtLeast(LAST_TO_FIRST)));
-    let what = "ready indexes at the end";
-    let figure = Figure::new(NAME, what, &[ended.ready_indexes / 1024.0], "KiB");
-    let figure = figure.against("at 10 %", &[at_a_tenth.ready_indexes / 1024.0]);
-    report.add(figure.wanted(Bound::AtMost(1.0)));
-    Ok(())
+    Ok(Round { began, at_a_tenth, ended, rates: tally.rates() })
 }
