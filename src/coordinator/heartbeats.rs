@@ -94,13 +94,15 @@ impl Heartbeats {
         due.filter_map(|(session, sign)| Some((*session, sign.heard?))).collect()
     }
 
-    /// This sign of life is in the database, or its session has ended.
-    fn written(&self, session: SessionId, heard: Instant) {
+    /// These signs of life are in the database, or their sessions have ended.
+    fn written(&self, written: impl IntoIterator<Item = (SessionId, Instant)>) {
         let mut signs = self.signs();
-        let sign = signs.entry(session).or_default();
-        sign.written = Some(Instant::now());
-        // It may have called again meanwhile.
-        sign.heard = sign.heard.filter(|at| *at > heard);
+        for (session, heard) in written {
+            let sign = signs.entry(session).or_default();
+            sign.written = Some(Instant::now());
+            // It may have called again meanwhile.
+            sign.heard = sign.heard.filter(|at| *at > heard);
+        }
     }
 
     /// Writes a heartbeat, together with those that arrived meanwhile.
@@ -163,11 +165,8 @@ pub(super) async fn run(replica: &Replica) {
         if !due.is_empty() {
             match replica.signs.touch_sessions(&due).await {
                 Ok(touched) => {
-                    for (session, heard) in due {
-                        if !touched.busy.contains(&session) {
-                            heartbeats.written(session, heard);
-                        }
-                    }
+                    let busy: BTreeSet<SessionId> = touched.busy.into_iter().collect();
+                    heartbeats.written(due.into_iter().filter(|(s, _)| !busy.contains(s)));
                 }
                 Err(error) => {
                     tracing::warn!(error = %error_chain(&error), sessions = due.len(), "signs of life of agents were not stored");
@@ -196,7 +195,7 @@ mod tests {
         let first = heartbeats.due(false);
         assert_eq!(first.len(), 1);
         heartbeats.touch(busy);
-        heartbeats.written(busy, first[0].1);
+        heartbeats.written(first.clone());
         assert!(heartbeats.due(false).is_empty(), "it has just been written");
         heartbeats.touch(other);
         assert_eq!(heartbeats.due(false)[0].0, other, "nobody waits for another");
@@ -212,7 +211,7 @@ mod tests {
         heartbeats.touch(session);
         let due = heartbeats.due(false);
         assert_eq!(heartbeats.due(false), due);
-        heartbeats.written(session, due[0].1);
+        heartbeats.written(due);
         assert!(heartbeats.due(true).is_empty());
         assert!(heartbeats.signs().is_empty());
     }

@@ -19,13 +19,12 @@ const KEPT: f64 = 0.7;
 const RECOVERED: f64 = 0.95;
 
 pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
-    let (mut before, mut held, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     for _ in 0..stage.rounds {
-        let rates = measure(stage).await?;
-        before.push(rates[0]);
-        held.push(rates[1]);
-        after.push(rates[2]);
+        rounds.push(measure(stage).await?);
     }
+    let [before, held, after] =
+        [0, 1, 2].map(|when| rounds.iter().map(|rates| rates[when]).collect::<Vec<f64>>());
     report.add(Figure::new(NAME, "before", &before, "cycles/s"));
     for (what, rates, least) in
         [("after 3 minutes", held, KEPT), ("a minute after its end", after, RECOVERED)]
