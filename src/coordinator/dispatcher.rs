@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Replica, runner};
+use super::{Replica, pause_after, runner};
 use crate::{store::StoreError, telemetry::error_chain};
 
 /// Claims in one cycle, at most, before phase 2 has its turn.
@@ -19,15 +19,10 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// The loop: phase 1 when woken, both at least every `dispatch.interval`.
 pub(super) async fn run(replica: &Arc<Replica>) {
-    let mut decided: Option<Instant> = None;
+    let mut decide_at = Instant::now();
     while !replica.shutdown.is_draining() {
         let interval = replica.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.0));
-        // Phase 2 looks at what has waited for long, which no hint changes: it goes by the timer alone.
-        let phase_2 = decided.is_none_or(|at| at.elapsed() >= interval);
-        if phase_2 {
-            decided = Some(Instant::now());
-        }
-        if let Err(error) = cycle(replica, phase_2).await {
+        if let Err(error) = cycle(replica, interval, &mut decide_at).await {
             tracing::warn!(error = %error_chain(&error), "the dispatcher could not finish its cycle");
         }
         tokio::select! {
@@ -39,7 +34,11 @@ pub(super) async fn run(replica: &Arc<Replica>) {
     }
 }
 
-async fn cycle(replica: &Arc<Replica>, phase_2: bool) -> Result<(), StoreError> {
+async fn cycle(
+    replica: &Arc<Replica>,
+    interval: Duration,
+    decide_at: &mut Instant,
+) -> Result<(), StoreError> {
     let actor = replica.actor();
     for _ in 0..ROUNDS {
         let reachable = replica.hosts.reachable();
@@ -56,11 +55,14 @@ async fn cycle(replica: &Arc<Replica>, phase_2: bool) -> Result<(), StoreError> 
             break;
         }
     }
-    if !phase_2 {
+    // Phase 2 looks at what has waited for long, which no hint changes: it goes by the timer alone.
+    let begun = Instant::now();
+    if begun < *decide_at {
         return Ok(());
     }
-    let decided =
-        replica.store.decide_pull(replica.config.dispatch.undecided_grace, &actor).await?;
+    let decided = replica.store.decide_pull(replica.config.dispatch.undecided_grace, &actor).await;
+    *decide_at = Instant::now() + pause_after(begun.elapsed(), interval);
+    let decided = decided?;
     if decided > 0 {
         tracing::info!(
             tasks = decided,

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Handed, Replica};
+use super::{Handed, Replica, pause_after};
 use crate::{
     model::{CapabilitySet, SessionId},
     store::{StoreError, Waiter},
@@ -275,8 +275,7 @@ pub(super) async fn poll(replica: &Arc<Replica>) {
                 let _ = waiting.reply.send(Answer::Unavailable);
             }
         }
-        // A poll that is dear, because an old snapshot keeps what was taken, is made less often.
-        pause = POLL.max(begun.elapsed() * 20);
+        pause = pause_after(begun.elapsed(), POLL);
     }
 }
 

@@ -87,6 +87,13 @@ pub enum StartError {
     ControlDirectory(#[source] std::io::Error),
 }
 
+/// How long a loop pauses after a look that `took` so long: looks take a fiftieth of the time at most, also where an old
+/// snapshot keeps all that was taken in the indexes they read. No longer than half a minute, since a look may also have taken
+/// long because the database was away.
+fn pause_after(took: Duration, least: Duration) -> Duration {
+    (took * 50).min(Duration::from_secs(30)).max(least)
+}
+
 /// Makes the executor of a host; tests inject faults here. The path is a short private folder for control sockets.
 pub type MakeExecutor =
     dyn Fn(&config::Host, &Path) -> Result<Arc<dyn Executor>, InvalidTarget> + Send + Sync;
@@ -314,5 +321,23 @@ async fn wait_for_database(store: &Store, shutdown: &Shutdown) -> Result<(), Sto
         }
         shutdown.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_is_dear_is_made_less_often_and_still_twice_a_minute() {
+        let [ms, secs] = [Duration::from_millis, Duration::from_secs];
+        for (took, least, pause) in [
+            (ms(1), secs(2), secs(2)),
+            (ms(300), secs(2), secs(15)),
+            (secs(20), secs(2), secs(30)),
+            (secs(20), secs(60), secs(60)),
+        ] {
+            assert_eq!(pause_after(took, least), pause, "after {took:?}");
+        }
     }
 }
