@@ -1,4 +1,5 @@
-//! The claim by dispatch; that by dequeue is in [`super::work`]. `sql/claim_*.sql` are their statements, in order.
+//! The claim by dispatch; that by dequeue is in [`super::work`] and [`super::taking`]. `sql/claim_*.sql` are their
+//! statements, in order.
 //!
 //! Each is one short transaction. Its first statement locks who wants work; later ones, whose snapshots are younger than
 //! those locks, count what they hold, so that a limit is exact over all replicas. Candidates are read without locks,

@@ -38,6 +38,7 @@ mod runs;
 mod servers;
 mod sessions;
 mod statement;
+mod taking;
 mod tasks;
 mod traced;
 mod work;
