@@ -17,12 +17,19 @@ const ROUNDS: u32 = 10;
 /// Between two cycles at least, so that a burst of hints is one cycle.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The loop: phase 1 when woken, both at least every `dispatch.interval`.
+/// The loop: phase 1 when woken and at least every `dispatch.interval`, phase 2 as often unless it is dear.
 pub(super) async fn run(replica: &Arc<Replica>) {
     let mut decide_at = Instant::now();
     while !replica.shutdown.is_draining() {
         let interval = replica.config.dispatch.interval.mul_f64(rand::random_range(0.8..1.0));
-        if let Err(error) = cycle(replica, interval, &mut decide_at).await {
+        let mut done = claim(replica).await;
+        // Phase 2 looks at what has waited for long, which no hint changes: it goes by the timer alone.
+        if done.is_ok() && decide_at <= Instant::now() {
+            let begun = Instant::now();
+            done = decide(replica).await;
+            decide_at = Instant::now() + pause_after(begun.elapsed(), interval);
+        }
+        if let Err(error) = done {
             tracing::warn!(error = %error_chain(&error), "the dispatcher could not finish its cycle");
         }
         tokio::select! {
@@ -34,11 +41,8 @@ pub(super) async fn run(replica: &Arc<Replica>) {
     }
 }
 
-async fn cycle(
-    replica: &Arc<Replica>,
-    interval: Duration,
-    decide_at: &mut Instant,
-) -> Result<(), StoreError> {
+/// Phase 1.
+async fn claim(replica: &Arc<Replica>) -> Result<(), StoreError> {
     let actor = replica.actor();
     for _ in 0..ROUNDS {
         let reachable = replica.hosts.reachable();
@@ -55,14 +59,13 @@ async fn cycle(
             break;
         }
     }
-    // Phase 2 looks at what has waited for long, which no hint changes: it goes by the timer alone.
-    let begun = Instant::now();
-    if begun < *decide_at {
-        return Ok(());
-    }
-    let decided = replica.store.decide_pull(replica.config.dispatch.undecided_grace, &actor).await;
-    *decide_at = Instant::now() + pause_after(begun.elapsed(), interval);
-    let decided = decided?;
+    Ok(())
+}
+
+/// Phase 2.
+async fn decide(replica: &Replica) -> Result<(), StoreError> {
+    let grace = replica.config.dispatch.undecided_grace;
+    let decided = replica.store.decide_pull(grace, &replica.actor()).await?;
     if decided > 0 {
         tracing::info!(
             tasks = decided,
