@@ -174,11 +174,13 @@ impl Node {
 
     /// Waits until a task has this status.
     pub(crate) async fn until(&self, id: &str, status: &str) -> Value {
-        super::eventually(&format!("task {id} is {status}"), async || {
-            let task = self.task(id).await;
-            (task["status"] == status).then_some(task)
-        })
-        .await
+        let mut last = Value::Null;
+        let seen = super::wait::in_time(async || {
+            last = self.task(id).await;
+            (last["status"] == status).then(|| last.take())
+        });
+        let seen = seen.await;
+        seen.unwrap_or_else(|| panic!("waited 30 s in vain until this is {status}: {last:#}"))
     }
 
     /// Waits until a host has this status.

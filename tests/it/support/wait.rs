@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 /// Asks again and again until there is an answer. Panics after half a minute.
-pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    in_time(ask).await.unwrap_or_else(|| panic!("waited 30 s in vain until {what}"))
+}
+
+/// The same without the panic.
+pub(crate) async fn in_time<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let asking = async {
         loop {
             if let Some(answer) = ask().await {
@@ -12,8 +17,5 @@ pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    match tokio::time::timeout(Duration::from_secs(30), asking).await {
-        Ok(answer) => answer,
-        Err(_) => panic!("waited 30 s in vain until {what}"),
-    }
+    tokio::time::timeout(Duration::from_secs(30), asking).await.ok()
 }
