@@ -6,7 +6,7 @@ use super::{
     Replica,
     batch::{Batch, Shared},
 };
-use crate::store::{Creation, NewRequest, StoreError};
+use crate::store::{Creation, NewRequest, ReadyPlace, StoreError};
 
 /// A request on its way.
 #[derive(Debug)]
@@ -40,9 +40,15 @@ impl Shared for Create {
         items: &[Self],
     ) -> Result<Vec<Creation>, StoreError> {
         let requests: Vec<&NewRequest> = items.iter().map(|item| &item.0).collect();
-        let created = replica.store.create_together(&requests).await?;
-        let places: Vec<_> = created.iter().flat_map(|c| c.places.iter().copied()).collect();
-        replica.wake_ready_at(&places);
+        let tell = |places: &[ReadyPlace]| replica.wake.say_ready(places);
+        let created = replica.store.create_together(&requests, &tell).await?;
+        for Creation { places, told, .. } in &created {
+            if *told {
+                replica.wake_ready_here(places);
+            } else {
+                replica.wake_ready_at(places);
+            }
+        }
         if created.iter().any(|made| made.places.len() < made.tasks.len()) {
             // Some are for later.
             replica.wake_scheduler();

@@ -98,6 +98,23 @@ fn payload(hints: &BTreeSet<Hint>) -> String {
     if short.len() <= MAX_PAYLOAD { short } else { "* revoked probe orphaned callers".to_owned() }
 }
 
+/// Between two payloads of one replica at least: commits with a pending NOTIFY queue on one cluster-wide lock.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// What the others are yet to be told, and when they were told something last.
+#[derive(Debug, Default)]
+struct Outgoing {
+    hints: BTreeSet<Hint>,
+    said: Option<Instant>,
+}
+
+impl Outgoing {
+    /// How long nothing may be said yet.
+    fn pause(&self) -> Option<Duration> {
+        PAUSE.checked_sub(self.said?.elapsed())
+    }
+}
+
 /// Who sleeps, and what the others are yet to be told.
 #[derive(Debug)]
 pub struct Wake {
@@ -109,7 +126,7 @@ pub struct Wake {
     probers: Notify,
     scheduler: Notify,
     runner: Notify,
-    outgoing: Mutex<BTreeSet<Hint>>,
+    outgoing: Mutex<Outgoing>,
     sender: Notify,
     /// What was said here and is going to be heard here, too: it was acted on before it was said.
     echoes: Mutex<VecDeque<String>>,
@@ -177,8 +194,30 @@ impl Wake {
     }
 
     fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner).extend(hints);
+        self.outgoing().hints.extend(hints);
         self.sender.notify_one();
+    }
+
+    /// What the others are to be told of these, if it may be said right now; it counts as said then.
+    pub(super) fn say_ready(&self, places: &[ReadyPlace]) -> Option<String> {
+        let mut outgoing = self.outgoing();
+        if places.is_empty() || outgoing.pause().is_some() {
+            return None;
+        }
+        outgoing.hints.extend(ready_hints(places));
+        self.say(&mut outgoing)
+    }
+
+    /// What is to be said now, if there is anything.
+    fn say(&self, outgoing: &mut Outgoing) -> Option<String> {
+        let hints = std::mem::take(&mut outgoing.hints);
+        if hints.is_empty() {
+            return None;
+        }
+        outgoing.said = Some(Instant::now());
+        let payload = payload(&hints);
+        self.will_say(&payload);
+        Some(payload)
     }
 
     fn echoes(&self) -> MutexGuard<'_, VecDeque<String>> {
@@ -201,9 +240,19 @@ impl Wake {
         place.and_then(|place| echoes.remove(place)).is_some()
     }
 
-    fn take_outgoing(&self) -> BTreeSet<Hint> {
-        std::mem::take(&mut self.outgoing.lock().unwrap_or_else(PoisonError::into_inner))
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The first of each lane and priority says it for those behind it.
+fn ready_hints(places: &[ReadyPlace]) -> impl Iterator<Item = Hint> + use<> {
+    let mut firsts: BTreeMap<(i64, i16), i64> = BTreeMap::new();
+    for place in places {
+        let first = firsts.entry((place.lane_id, place.priority)).or_insert(place.seq);
+        *first = place.seq.min(*first);
+    }
+    firsts.into_iter().map(|((lane_id, priority), seq)| Hint::Ready { lane_id, priority, seq })
 }
 
 impl Replica {
@@ -233,21 +282,13 @@ impl Replica {
 
     /// A commit of this replica made these tasks ready.
     pub fn wake_ready_at(&self, places: &[ReadyPlace]) {
-        if places.is_empty() {
-            return;
-        }
-        // The first of each lane and priority says it for those behind it.
-        let mut firsts: BTreeMap<(i64, i16), i64> = BTreeMap::new();
-        for place in places {
-            let first = firsts.entry((place.lane_id, place.priority)).or_insert(place.seq);
-            *first = place.seq.min(*first);
-        }
-        let hints: Vec<Hint> = firsts
-            .into_iter()
-            .map(|((lane_id, priority), seq)| Hint::Ready { lane_id, priority, seq })
-            .collect();
-        hints.iter().for_each(|hint| self.act_on(hint));
-        self.wake.tell(hints);
+        self.wake_ready_here(places);
+        self.wake.tell(ready_hints(places));
+    }
+
+    /// The same where the others have been told.
+    pub(super) fn wake_ready_here(&self, places: &[ReadyPlace]) {
+        ready_hints(places).for_each(|hint| self.act_on(&hint));
     }
 
     /// A commit of this replica ended leases of these sessions: they may take more than before.
@@ -343,14 +384,15 @@ pub(super) async fn send(replica: &Replica) {
             () = replica.shutdown.triggered() => break,
             () = replica.wake.sender.notified() => {}
         }
-        let payload = payload(&replica.wake.take_outgoing());
-        replica.wake.will_say(&payload);
+        while let Some(pause) = { replica.wake.outgoing().pause() } {
+            tokio::time::sleep(pause).await;
+        }
+        let Some(payload) = replica.wake.say(&mut replica.wake.outgoing()) else { continue };
         if let Err(error) = replica.store.notify(&payload).await {
             replica.wake.is_echo(&payload);
             // The others have their poll.
             tracing::debug!(error = %error_chain(&error), "the other replicas could not be woken");
         }
-        tokio::time::sleep(Duration::from_millis(3)).await;
     }
 }
 
@@ -423,6 +465,23 @@ mod tests {
         assert!(!wake.is_echo("*"), "another's");
         (0..=ECHOES).for_each(|n| wake.will_say(&n.to_string()));
         assert!(!wake.is_echo("0"), "nothing is heard");
+    }
+
+    #[test]
+    fn what_is_ready_is_said_at_once_unless_something_was_said_just_now() {
+        let wake = Wake::new();
+        let place = |seq| ReadyPlace { lane_id: 1, priority: 2, seq };
+        assert_eq!(wake.say_ready(&[]), None);
+        assert_eq!(wake.say(&mut wake.outgoing()), None, "nobody said anything");
+        wake.tell([Hint::Probe]);
+        let said = wake.say_ready(&[place(8), place(7)]);
+        assert_eq!(said.as_deref(), Some("ready:1:2:7 probe"), "with what was to be said");
+        assert!(wake.is_echo("ready:1:2:7 probe"));
+        assert_eq!(wake.say_ready(&[place(9)]), None);
+        wake.tell(ready_hints(&[place(9)]));
+        assert!(wake.outgoing().pause().is_some());
+        wake.outgoing().said = Instant::now().checked_sub(PAUSE);
+        assert_eq!(wake.say(&mut wake.outgoing()).as_deref(), Some("ready:1:2:9"));
     }
 
     #[test]

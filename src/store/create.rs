@@ -12,7 +12,7 @@ use super::{
     ReadyPlace, Store, StoreError,
     connection::{GenericClient, begin_planned, commit},
     error::retry,
-    insert::{Identified, Inserted, insert, insert_all, make_ids},
+    insert::{Identified, Inserted, Tell, insert, insert_all, make_ids},
     journal::Journal,
     rows::get,
     statement::{
@@ -126,6 +126,8 @@ pub struct Creation {
     pub tasks: Vec<Task>,
     /// Where those that are ready stand.
     pub places: Vec<ReadyPlace>,
+    /// The other replicas are told of these places.
+    pub told: bool,
 }
 
 impl Creation {
@@ -143,18 +145,18 @@ impl Creation {
             }
             Ok(ids) => Created::Repeated(ids),
         };
-        Self { outcome, tasks, places: Vec::new() }
+        Self { outcome, tasks, places: Vec::new(), told: false }
     }
 
     /// Takes what was created together apart again.
     fn by_request(self, requests: &[(usize, &[Identified<'_>])]) -> Vec<(usize, Self)> {
-        let (mut tasks, mut places) = (self.tasks.into_iter(), self.places);
+        let (mut tasks, mut places, told) = (self.tasks.into_iter(), self.places, self.told);
         let own = |(place, rows): &(usize, &[Identified<'_>])| {
             let tasks: Vec<Task> = tasks.by_ref().take(rows.len()).collect();
             let ids = tasks.iter().map(|task| task.task_id).collect();
             // Whose places they are does not matter to who is woken.
             let places = std::mem::take(&mut places);
-            (*place, Self { outcome: Created::New(ids), tasks, places })
+            (*place, Self { outcome: Created::New(ids), tasks, places, told })
         };
         requests.iter().map(own).collect()
     }
@@ -187,14 +189,18 @@ impl Store {
     }
 
     /// Creates all of them or none. Keys must be distinct within the request.
-    pub async fn create_tasks(&self, request: &NewRequest) -> Result<Creation, StoreError> {
+    pub async fn create_tasks(
+        &self,
+        request: &NewRequest,
+        tell: &Tell<'_>,
+    ) -> Result<Creation, StoreError> {
         self.know_lanes(sets(&[request])).await?;
         let count = request.tasks.len();
         let ids = retry!(self.make_ids_and_find(count, &[]).await)?.0;
         let rows = identified(&ids, &[request]);
         match &request.idempotency_key {
             Some(key) => retry!(self.create_under(&rows, key).await),
-            None => retry!(self.create_alone(&rows).await),
+            None => retry!(self.create_alone(&rows, tell).await),
         }
     }
 
@@ -204,9 +210,10 @@ impl Store {
     pub async fn create_together(
         &self,
         requests: &[&NewRequest],
+        tell: &Tell<'_>,
     ) -> Result<Vec<Creation>, StoreError> {
         if let [one] = requests {
-            return Ok(vec![self.create_tasks(one).await?]);
+            return Ok(vec![self.create_tasks(one, tell).await?]);
         }
         self.know_lanes(sets(requests)).await?;
         let count = requests.iter().map(|r| r.tasks.len()).sum();
@@ -237,7 +244,7 @@ impl Store {
             } else {
                 open.iter().flat_map(|(_, rows)| rows.iter().cloned()).collect()
             };
-            if let Some(all) = retry!(self.create_all(&rows).await)? {
+            if let Some(all) = retry!(self.create_all(&rows, tell).await)? {
                 made.extend(all.by_request(&open));
                 open.clear();
                 break;
@@ -246,7 +253,7 @@ impl Store {
             known = find_known(&self.client().await?, &rows).await?;
         }
         for (place, rows) in open {
-            made.push((place, retry!(self.create_alone(rows).await)?));
+            made.push((place, retry!(self.create_alone(rows, tell).await)?));
         }
         made.sort_unstable_by_key(|(place, _)| *place);
         Ok(made.into_iter().map(|(_, creation)| creation).collect())
@@ -299,20 +306,29 @@ impl Store {
     }
 
     /// All of them, or `None` and nothing when something is in the way.
-    async fn create_all(&self, rows: &[Identified<'_>]) -> Result<Option<Creation>, StoreError> {
+    async fn create_all(
+        &self,
+        rows: &[Identified<'_>],
+        tell: &Tell<'_>,
+    ) -> Result<Option<Creation>, StoreError> {
         let mut client = self.client().await?;
         let mut journal = Journal::default();
-        let Some(inserted) = insert_all(&mut client, rows, &mut journal).await? else {
+        let Some(inserted) = insert_all(&mut client, rows, tell, &mut journal).await? else {
             return Ok(None);
         };
         journal.write();
         let outcome = Created::New(inserted.ids());
-        Ok(Some(Creation { outcome, tasks: inserted.tasks, places: inserted.places }))
+        let Inserted { tasks, places, told } = inserted;
+        Ok(Some(Creation { outcome, tasks, places, told }))
     }
 
     /// A request by itself.
-    async fn create_alone(&self, rows: &[Identified<'_>]) -> Result<Creation, StoreError> {
-        if let Some(all) = self.create_all(rows).await? {
+    async fn create_alone(
+        &self,
+        rows: &[Identified<'_>],
+        tell: &Tell<'_>,
+    ) -> Result<Creation, StoreError> {
+        if let Some(all) = self.create_all(rows, tell).await? {
             return Ok(all);
         }
         let before = existing(rows, &find_known(&self.client().await?, rows).await?, &[]);
@@ -328,7 +344,8 @@ impl Store {
     ) -> Result<Creation, StoreError> {
         let mut client = self.client().await?;
         let tx = begin_planned(&mut client).await?;
-        let nothing = |outcome| Creation { outcome, tasks: Vec::new(), places: Vec::new() };
+        let nothing =
+            |outcome| Creation { outcome, tasks: Vec::new(), places: Vec::new(), told: false };
 
         let mut hasher = Sha256::new();
         for row in rows {
@@ -350,7 +367,7 @@ impl Store {
         let mut journal = Journal::default();
         let inserted = insert(&tx, rows, true, &mut journal).await?;
         let mut ids = inserted.ids();
-        let Inserted { mut tasks, places } = inserted;
+        let Inserted { mut tasks, places, told } = inserted;
         let all_new = ids.len() == rows.len();
         if !all_new {
             match existing(rows, &find_known(&tx, rows).await?, &ids) {
@@ -365,7 +382,7 @@ impl Store {
         let outcome = if all_new { Created::New(ids) } else { Created::Repeated(ids) };
         commit(tx).await?;
         journal.write();
-        Ok(Creation { outcome, tasks, places })
+        Ok(Creation { outcome, tasks, places, told })
     }
 }
 

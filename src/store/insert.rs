@@ -11,7 +11,7 @@ use super::{
     create::NewTask,
     journal::{Journal, Line},
     rows::{get, word},
-    statement::{INSERT_TASKS, MAKE_TASK_IDS, Params},
+    statement::{INSERT_TASKS, MAKE_TASK_IDS, Params, SEND_NOTIFY},
 };
 use crate::model::{Actor, EventType, Lease, Repo, Status, Task, TaskId, branch_name};
 
@@ -97,12 +97,17 @@ pub(super) async fn make_ids<C: GenericClient>(
     Ok(rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect())
 }
 
+/// What the other replicas are to be told of tasks as soon as these are committed; `None` when that is left to the caller.
+pub type Tell<'a> = dyn Fn(&[ReadyPlace]) -> Option<String> + Sync + 'a;
+
 /// Tasks that were inserted, in the order of the request.
 #[derive(Debug)]
 pub(super) struct Inserted {
     pub(super) tasks: Vec<Task>,
     /// Of those that are ready.
     pub(super) places: Vec<ReadyPlace>,
+    /// The other replicas are told of these places.
+    pub(super) told: bool,
 }
 
 impl Inserted {
@@ -222,7 +227,8 @@ pub(super) async fn insert<C: GenericClient>(
     journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
     let rows = Columns::of(tasks).insert(client, say_why).await?;
-    let mut inserted = Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new() };
+    let mut inserted =
+        Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new(), told: false };
     for row in &rows {
         let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
         let Some(task) = tasks.get(place) else { continue };
@@ -252,9 +258,10 @@ pub(super) async fn insert<C: GenericClient>(
 pub(super) async fn insert_all(
     client: &mut Client,
     tasks: &[Identified<'_>],
+    tell: &Tell<'_>,
     journal: &mut Journal,
 ) -> Result<Option<Inserted>, StoreError> {
-    let inserted = match insert_and_commit(client, tasks, journal).await {
+    let inserted = match insert_and_commit(client, tasks, tell, journal).await {
         Err(error) if error.is_unique_violation("tasks_pkey") => return Ok(None),
         inserted => inserted?,
     };
@@ -264,16 +271,23 @@ pub(super) async fn insert_all(
 async fn insert_and_commit(
     client: &mut Client,
     tasks: &[Identified<'_>],
+    tell: &Tell<'_>,
     journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
     if tasks.iter().all(|task| task.task.key.is_none()) {
         // The commit goes along: nothing is in their way but all of themselves. The insert is one statement, so it may as well
         // be committed without the `begin`.
         INSERT_TASKS.prepare(client).await?;
+        SEND_NOTIFY.prepare(client).await?;
         let tx = open(client);
         let inserting = async {
-            let ((), inserted) =
+            let ((), mut inserted) =
                 tokio::try_join!(biased; tx.begin_planned(), insert(&tx, tasks, true, journal))?;
+            // While the commit waits for the disk: who is told by the next statement has it a round trip earlier.
+            if let Some(payload) = tell(&inserted.places) {
+                tx.send_behind_commit(&SEND_NOTIFY, &[&payload]);
+                inserted.told = true;
+            }
             Ok(inserted)
         };
         tx.commit_behind(inserting).await

@@ -61,6 +61,7 @@ pub use events::EventPlace;
 pub use examine::{Examination, notify_queue_problem};
 pub use heartbeats::{AgentBeat, Heard, Touched};
 pub use hosts::{HostFilter, HostListing, HostProbe, ListedHost};
+pub use insert::Tell;
 pub use leases::{EndLease, Ended, HeldLease, LeaseState, Outcome, Refusal, Start, Started};
 pub use listener::Listener;
 pub use logs::{Appended, LogChunk, LogPage};

@@ -155,7 +155,7 @@ async fn creations_that_went_through_unheard_of_are_not_made_again() {
     create(&line.store, task(&[], Mode::Undecided), 1).await;
     line.arm();
     let requests = [named(&[""], ""), named(&["", ""], ""), named(&["k"], "")];
-    let made = line.store.create_together(&requests.each_ref()).await.unwrap();
+    let made = line.store.create_together(&requests.each_ref(), &|_| None).await.unwrap();
     assert!(line.was_cut());
     assert_eq!(db.count("select count(*) from fleet.tasks").await, 1 + 4);
     for (request, creation) in requests.iter().zip(&made) {
@@ -173,12 +173,13 @@ async fn what_is_repeated_after_an_outage_does_not_hold_up_what_is_new() {
     let old: Vec<String> = (0..MANY).map(|n| format!("old-{n}")).collect();
     let new: Vec<String> = (0..MANY).map(|n| format!("new-{n}")).collect();
     let first: Vec<NewRequest> = old.iter().map(|key| named(&[key], "")).collect();
-    let before = store.create_together(&first.iter().collect::<Vec<_>>()).await.unwrap();
+    let before = store.create_together(&first.iter().collect::<Vec<_>>(), &|_| None).await.unwrap();
     let mut requests: Vec<NewRequest> =
         old.iter().zip(&new).flat_map(|(o, n)| [named(&[o], ""), named(&[n], "")]).collect();
     requests.push(named(&["old-1", "half"], ""));
     requests[0] = named(&["old-0"], "another body");
-    let made = store.create_together(&requests.iter().collect::<Vec<_>>()).await.unwrap();
+    let made =
+        store.create_together(&requests.iter().collect::<Vec<_>>(), &|_| None).await.unwrap();
     for (place, creation) in made.iter().enumerate() {
         let told = (&creation.outcome, creation.tasks.len());
         let conflict = |key: &str| Created::Conflict { key: key.to_owned() };

@@ -1,8 +1,14 @@
 //! Wake-ups: hints over memory and NOTIFY, faster than the poll that is the truth behind them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use agent_fleet::model::ExecutionMode;
+use agent_fleet::{
+    model::ExecutionMode,
+    store::{NewRequest, NewTask, ReadyPlace},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -10,7 +16,7 @@ use crate::{
     support::{
         db::Db,
         eventually,
-        fleet::{create, task},
+        fleet::{create, operator, task},
         node::Node,
     },
 };
@@ -57,6 +63,37 @@ async fn wakes(
         }
     }
     missed.push(what);
+}
+
+#[tokio::test]
+async fn the_others_are_told_right_behind_the_commit_of_a_creation() {
+    let db = Db::new().await;
+    let store = db.store();
+    let mut listener = store.listen().await.unwrap();
+    let request = |key: Option<&str>| NewRequest {
+        tasks: vec![NewTask { key: key.map(str::to_owned), ..task(&[], ExecutionMode::Undecided) }],
+        idempotency_key: None,
+        actor: operator(),
+    };
+    let asked: Mutex<Vec<ReadyPlace>> = Mutex::default();
+    let tell = |places: &[ReadyPlace]| {
+        asked.lock().unwrap().extend(places);
+        Some("told".to_owned())
+    };
+    let made = store.create_tasks(&request(None), &tell).await.unwrap();
+    assert!(made.told);
+    assert_eq!(made.places, *asked.lock().unwrap());
+    // Who hears it finds the task.
+    assert_eq!(listener.next().await.unwrap(), "told");
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 1);
+    // Said by its caller: what may have to be left out, and what may not be said now.
+    let made = store.create_tasks(&request(Some("key")), &tell).await.unwrap();
+    assert!(!made.told && made.places.len() == 1);
+    let made = store.create_tasks(&request(None), &|_| None).await.unwrap();
+    assert!(!made.told && made.places.len() == 1);
+    store.notify("the end").await.unwrap();
+    assert_eq!(listener.next().await.unwrap(), "the end");
+    assert_eq!(asked.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

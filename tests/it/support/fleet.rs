@@ -60,7 +60,8 @@ pub(crate) async fn create(store: &Store, task: NewTask, count: usize) -> Vec<Ta
 /// One request for these.
 pub(crate) async fn create_all(store: &Store, tasks: Vec<NewTask>) -> Created {
     let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    store.create_tasks(&request).await.unwrap().outcome
+    let creating = Box::pin(store.create_tasks(&request, &|_| None));
+    creating.await.unwrap().outcome
 }
 
 /// Registers an agent; its session. What it held is lost, as the API has it.
