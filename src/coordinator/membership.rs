@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Replica, runner, wake};
+use super::{Replica, hints, runner};
 use crate::{
     store::{BOOTED_AGAIN, EndLease, HeldLease, HostListing, Outcome, StoreError},
     telemetry::error_chain,
@@ -162,7 +162,7 @@ pub(super) async fn leave(replica: &Replica) {
     match tokio::time::timeout(Duration::from_secs(5), end).await {
         Ok(Ok(())) => {
             // Its sender has stopped. Without this the others find its runs a moment later.
-            if let Err(error) = replica.pulse.notify(wake::ORPHANED).await {
+            if let Err(error) = replica.pulse.notify(hints::ORPHANED).await {
                 tracing::debug!(error = %error_chain(&error), "the other replicas could not be told of the end");
             }
         }

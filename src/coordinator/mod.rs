@@ -27,6 +27,7 @@ mod dispatcher;
 pub(crate) mod gauges;
 mod handed;
 mod heartbeats;
+mod hints;
 mod hosts;
 mod janitor;
 mod machine;
