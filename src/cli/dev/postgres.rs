@@ -28,7 +28,7 @@ const MAX_SOCKET_PATH: usize = 100;
 /// haste with pages in memory, since while an old snapshot holds vacuum back, it goes through all of them in vain.
 /// Everything else, durability above all, is PostgreSQL's default.
 pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '15min'\n\
-     track_commit_timestamp = on\nautovacuum_naptime = 2s\nvacuum_cost_page_hit = 10\n";
+     track_commit_timestamp = on\nautovacuum_naptime = 1s\nvacuum_cost_page_hit = 10\n";
 /// Lines of the server's log that an error shows.
 const LOG_LINES: usize = 8;
 
