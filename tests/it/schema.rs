@@ -2,7 +2,7 @@
 
 use agent_fleet::{
     coordinator::{Replica, StartError, make_executor},
-    model::ExecutionMode,
+    model::{ExecutionMode, TaskId},
     shutdown::Shutdown,
     store::{StoreError, migration_names},
 };
@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 
 use crate::support::{
     db::Db,
+    fleet::{agent, complete, create, pull, task},
     node::{Node, config},
 };
 
@@ -230,4 +231,25 @@ async fn the_partitions_of_the_coming_week_are_asked_for_as_well() {
     assert!(store.check_partitions().await.unwrap());
     db.execute(&format!("drop table {next}")).await;
     assert!(!store.check_partitions().await.unwrap(), "without {next}");
+}
+
+/// Else vacuum reads nearly all pages each time, since what is new is on all of them.
+#[tokio::test]
+async fn what_becomes_of_a_task_is_written_on_its_own_page() {
+    let db = Db::new().await;
+    let store = db.store();
+    // Some pages of them, all filled by the creation.
+    let tasks = create(&store, task(&[], ExecutionMode::HttpPull), 200).await;
+    let session = agent(&store, "a", &[], 1).await;
+    let page = async |id: &TaskId| {
+        let page = "select (ctid::text::point)[0]::bigint from fleet.tasks where task_id = $1";
+        db.rows(page, &[&id.0]).await[0].get::<_, i64>(0)
+    };
+    for id in &tasks[..5] {
+        let created = page(id).await;
+        let held = pull(&store, session).await.unwrap();
+        assert_eq!((held.task_id, page(id).await), (*id, created), "claimed");
+        complete(&store, held).await;
+        assert_eq!(page(id).await, created, "completed");
+    }
 }
