@@ -114,8 +114,11 @@ impl Wake {
     }
 
     fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
-        self.outgoing().hints.extend(hints);
-        self.sender.notify_one();
+        let mut outgoing = self.outgoing();
+        outgoing.hints.extend(hints);
+        if !outgoing.hints.is_empty() {
+            self.sender.notify_one();
+        }
     }
 
     /// What the others are to be told of these, if it may be said right now; it counts as said then.

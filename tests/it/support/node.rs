@@ -178,8 +178,8 @@ impl Node {
         let seen = super::wait::in_time(async || {
             last = self.task(id).await;
             (last["status"] == status).then(|| last.take())
-        });
-        let seen = seen.await;
+        })
+        .await;
         seen.unwrap_or_else(|| panic!("waited 30 s in vain until this is {status}: {last:#}"))
     }
 
