@@ -3,10 +3,11 @@
 //!
 //! What a session holds is exact only while this process is the last that claimed for it, which `sessions.claimer` says
 //! under the session's lock. Otherwise it is counted again. A lease that ended elsewhere may still stand here: so a session
-//! that seems full is counted, too.
+//! that seems full is counted, too. And a commit may be heard of after the next claim has locked the session: so what two
+//! transactions of this process do to one session at a time is not added up here, but counted.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -41,77 +42,169 @@ struct Entry {
     held: Option<Vec<Claimed>>,
 }
 
+/// Transactions of this process that are about one session.
+#[derive(Debug, Default)]
+struct Visits {
+    under_way: usize,
+    /// Since there were several, until there are none: what it holds is counted, and not remembered.
+    crowded: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: HashMap<SessionId, Entry>,
+    visits: HashMap<SessionId, Visits>,
+}
+
 /// The memory.
 #[derive(Debug)]
 pub(super) struct Ledger {
     /// This process, as `sessions.claimer` names it.
     pub(super) claimer: Uuid,
-    sessions: Mutex<HashMap<SessionId, Entry>>,
+    state: Mutex<State>,
+}
+
+/// A transaction that may claim for some sessions, until its commit is heard of. Dropped before that, nobody knows what
+/// became of it, so what they hold is counted the next time.
+#[derive(Debug)]
+pub(super) struct Visit<'a> {
+    ledger: &'a Ledger,
+    sessions: HashSet<SessionId>,
+    is_settled: bool,
 }
 
 impl Ledger {
     pub(super) fn new() -> Self {
-        Self { claimer: Uuid::now_v7(), sessions: Mutex::default() }
+        Self { claimer: Uuid::now_v7(), state: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Entry>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those of the sessions that are not known yet.
     pub(super) fn unknown(&self, sessions: impl Iterator<Item = SessionId>) -> Vec<Uuid> {
-        let known = self.lock();
-        sessions.filter(|session| !known.contains_key(session)).map(|session| session.0).collect()
+        let state = self.lock();
+        sessions.filter(|s| !state.known.contains_key(s)).map(|session| session.0).collect()
     }
 
     pub(super) fn learn(&self, session: SessionId, registered: Registered) {
-        let mut known = self.lock();
-        if known.len() >= MAX {
-            known.clear();
+        let mut state = self.lock();
+        if state.known.len() >= MAX {
+            state.known.clear();
         }
-        known.entry(session).or_insert(Entry { registered, held: None });
+        state.known.entry(session).or_insert(Entry { registered, held: None });
     }
 
     pub(super) fn registered(&self, session: SessionId) -> Option<Registered> {
-        self.lock().get(&session).map(|entry| entry.registered.clone())
+        self.lock().known.get(&session).map(|entry| entry.registered.clone())
     }
 
-    /// What it holds as far as this process knows, and how much it may.
+    /// What it holds as far as this process knows.
     pub(super) fn held(&self, session: SessionId) -> Option<Vec<Claimed>> {
-        self.lock().get(&session).and_then(|entry| entry.held.clone())
+        self.lock().known.get(&session).and_then(|entry| entry.held.clone())
     }
 
-    /// It was counted, under its lock, or claimed for.
-    pub(super) fn set_held(&self, session: SessionId, held: Vec<Claimed>) {
-        if let Some(entry) = self.lock().get_mut(&session) {
-            entry.held = Some(held);
+    /// A transaction begins that may claim for these. To be said before it locks them.
+    pub(super) fn visit(&self, sessions: impl Iterator<Item = SessionId>) -> Visit<'_> {
+        let sessions: HashSet<SessionId> = sessions.collect();
+        let State { known, visits } = &mut *self.lock();
+        for session in &sessions {
+            let visits = visits.entry(*session).or_default();
+            visits.under_way += 1;
+            if visits.under_way > 1 {
+                visits.crowded = true;
+                if let Some(entry) = known.get_mut(session) {
+                    entry.held = None;
+                }
+            }
         }
+        Visit { ledger: self, sessions, is_settled: false }
     }
 
     /// A lease has ended.
     pub(super) fn ended(&self, session: SessionId, task_id: TaskId, lease: Lease) {
-        if let Some(held) = self.lock().get_mut(&session).and_then(|entry| entry.held.as_mut()) {
+        let mut state = self.lock();
+        if let Some(held) = state.known.get_mut(&session).and_then(|entry| entry.held.as_mut()) {
             held.retain(|claimed| (claimed.task_id, claimed.lease) != (task_id, lease));
-        }
-    }
-
-    /// Nobody knows what became of a commit that was about them: count again.
-    pub(super) fn doubt(&self, sessions: impl Iterator<Item = SessionId>) {
-        let mut known = self.lock();
-        for session in sessions {
-            if let Some(entry) = known.get_mut(&session) {
-                entry.held = None;
-            }
         }
     }
 
     /// Its sessions may have ended.
     pub(super) fn forget_agent(&self, agent_id: &str) {
-        self.lock().retain(|_, entry| entry.registered.agent_id != agent_id);
+        self.lock().known.retain(|_, entry| entry.registered.agent_id != agent_id);
     }
 
     /// It has ended.
     pub(super) fn forget(&self, session: SessionId) {
-        self.lock().remove(&session);
+        self.lock().known.remove(&session);
+    }
+}
+
+impl Visit<'_> {
+    /// It is over; this is what each session that it locked holds now.
+    pub(super) fn settle(mut self, held: HashMap<SessionId, Vec<Claimed>>) {
+        self.is_settled = true;
+        let State { known, visits } = &mut *self.ledger.lock();
+        for (session, held) in held {
+            let is_alone = visits.get(&session).is_some_and(|visits| !visits.crowded);
+            if let Some(entry) = known.get_mut(&session).filter(|_| is_alone) {
+                entry.held = Some(held);
+            }
+        }
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let State { known, visits } = &mut *self.ledger.lock();
+        for session in &self.sessions {
+            if let Some(entry) = known.get_mut(session).filter(|_| !self.is_settled) {
+                entry.held = None;
+            }
+            if let Some(visiting) = visits.get_mut(session) {
+                visiting.under_way -= 1;
+                if visiting.under_way == 0 {
+                    visits.remove(session);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claimed(n: u128) -> Claimed {
+        Claimed { task_id: TaskId(Uuid::from_u128(n)), lease: Lease(1), claim_id: None }
+    }
+
+    #[test]
+    fn only_who_was_alone_with_a_session_says_what_it_holds() {
+        let ledger = Ledger::new();
+        let session = SessionId(Uuid::from_u128(1));
+        let registered = Registered {
+            agent_id: "a".into(),
+            capabilities: CapabilitySet::default(),
+            max_concurrency: 2,
+        };
+        ledger.learn(session, registered);
+        let visit = || ledger.visit([session, session].into_iter());
+        let held = |tasks: &[Claimed]| HashMap::from([(session, tasks.to_vec())]);
+        visit().settle(held(&[claimed(1)]));
+        assert_eq!(ledger.held(session), Some(vec![claimed(1)]));
+
+        let (one, two) = (visit(), visit());
+        assert_eq!(ledger.held(session), None, "the other may have taken something by now");
+        two.settle(held(&[claimed(1), claimed(2)]));
+        one.settle(held(&[claimed(1)]));
+        assert_eq!(ledger.held(session), None, "heard of in another order than done");
+
+        visit().settle(held(&[claimed(1), claimed(2)]));
+        assert_eq!(ledger.held(session).map(|held| held.len()), Some(2));
+        drop(visit());
+        assert_eq!(ledger.held(session), None, "nobody knows what became of it");
+        assert!(ledger.lock().visits.is_empty());
     }
 }

@@ -20,6 +20,7 @@ use super::{
     ending::Ending,
     error::retry,
     journal::Journal,
+    ledger::Claimed,
     rows::{self, get},
     statement::{
         CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED, CLAIM_PULL_2_READY,
@@ -172,17 +173,26 @@ impl Store {
         candidates: Option<Candidates>,
         unheard: &mut bool,
     ) -> Result<Worked, StoreError> {
+        let visit = self.ledger().visit(waiters.iter().map(|w| w.session));
         // On the heap: large, and once for all that ask.
         let working = Box::pin(self.work_in_one(ends, backoff, waiters, candidates, unheard));
-        let result = working.await;
-        if result.is_err() && !waiters.is_empty() {
-            self.ledger().doubt(waiters.iter().map(|w| w.session));
-            // What it chose may be ready still, and others have read past it.
-            self.ready().forget();
+        match working.await {
+            Ok((worked, held)) => {
+                visit.settle(held);
+                self.remember_ends(ends, &worked.ended);
+                Ok(worked)
+            }
+            Err(error) => {
+                if !waiters.is_empty() {
+                    // What it chose may be ready still, and others have read past it.
+                    self.ready().forget();
+                }
+                Err(error)
+            }
         }
-        result
     }
 
+    /// Answers beside what came of it with what each session that was locked holds then.
     async fn work_in_one(
         &self,
         ends: &[EndLease],
@@ -190,7 +200,7 @@ impl Store {
         waiters: &[Waiter],
         candidates: Option<Candidates>,
         unheard: &mut bool,
-    ) -> Result<Worked, StoreError> {
+    ) -> Result<(Worked, HashMap<SessionId, Vec<Claimed>>), StoreError> {
         let mut client = self.client().await?;
         for statement in [
             CLAIM_PULL_1_LOCK,
@@ -262,11 +272,7 @@ impl Store {
         journal.write();
         let taken = worked.claims.claimed.iter().map(|(_, task_id, _)| *task_id);
         self.have_taken(&candidates, &chosen, taken);
-        for (session, held) in held {
-            self.ledger().set_held(session, held);
-        }
-        self.remember_ends(ends, &worked.ended);
-        Ok(worked)
+        Ok((worked, held))
     }
 }
 

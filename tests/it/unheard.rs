@@ -1,5 +1,5 @@
-//! Commits that go through although nobody hears of it: the connection is cut between the commit and its answer. What was
-//! done is found by reading it again, and is not answered as refused.
+//! Commits that go through although nobody hears of it, or not at once: the connection is cut between the commit and its
+//! answer, or the answer is late. What was done is found by reading it again, and is not answered as refused.
 
 use std::sync::{
     Arc,
@@ -16,18 +16,28 @@ use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixStream},
+    sync::Notify,
 };
 use tokio_postgres::{Config, config::Host};
 
 use crate::support::{
     db::{Db, database},
-    fleet::{HOUR, NOW, agent, create, ending, operator, pull, task},
+    eventually,
+    fleet::{HOUR, NOW, agent, complete, create, ending, operator, pull, task},
 };
 
-/// Stands between a store and its database. Once armed, the answer to the next COMMIT is lost with its connection.
+/// Stands between a store and its database. Once armed, the answer to the next COMMIT is lost with its connection; or it
+/// waits until it is let go.
 struct Line {
-    armed: Arc<AtomicBool>,
+    fault: Arc<Fault>,
     store: Store,
+}
+
+#[derive(Default)]
+struct Fault {
+    armed: AtomicBool,
+    is_delay: AtomicBool,
+    go_on: Notify,
 }
 
 /// A stream of bytes, by whatever way the server is reached.
@@ -54,26 +64,37 @@ impl Line {
         if let Some(password) = config.get_password() {
             url.push_str(&format!(" password={}", std::str::from_utf8(password).unwrap()));
         }
-        let armed = Arc::new(AtomicBool::new(false));
-        let cut = Arc::clone(&armed);
+        let fault: Arc<Fault> = Arc::default();
+        let strikes = Arc::clone(&fault);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, dial(&config).await, Arc::clone(&cut)));
+                tokio::spawn(carry(client, dial(&config).await, Arc::clone(&strikes)));
             }
         });
-        Self { armed, store: Store::new(&database(&url), "test").unwrap() }
+        Self { fault, store: Store::new(&database(&url), "test").unwrap() }
     }
 
     fn arm(&self) {
-        self.armed.store(true, Ordering::SeqCst);
+        self.fault.armed.store(true, Ordering::SeqCst);
     }
 
     fn was_cut(&self) -> bool {
-        !self.armed.load(Ordering::SeqCst)
+        !self.fault.armed.load(Ordering::SeqCst)
+    }
+
+    /// The answer to the next COMMIT waits.
+    fn delay(&self) {
+        self.fault.is_delay.store(true, Ordering::SeqCst);
+        self.arm();
+    }
+
+    /// Lets it go.
+    fn go_on(&self) {
+        self.fault.go_on.notify_one();
     }
 }
 
-async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, armed: Arc<AtomicBool>) {
+async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, fault: Arc<Fault>) {
     let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     loop {
         tokio::select! {
@@ -83,10 +104,13 @@ async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, armed: Arc<Atom
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
                 }
-                if commits && armed.swap(false, Ordering::SeqCst) {
-                    // It is answered once it is done; then nobody hears of it.
-                    let _ = server.read(&mut down).await;
-                    return;
+                if commits && fault.armed.swap(false, Ordering::SeqCst) {
+                    if !fault.is_delay.load(Ordering::SeqCst) {
+                        // It is answered once it is done; then nobody hears of it.
+                        let _ = server.read(&mut down).await;
+                        return;
+                    }
+                    fault.go_on.notified().await;
                 }
             }
             read = server.read(&mut down) => {
@@ -122,6 +146,35 @@ async fn a_claim_that_went_through_is_told_though_nothing_else_is_ready() {
     assert!(line.was_cut());
     assert_eq!(claims.claimed.iter().map(|(_, _, lease)| lease.0).collect::<Vec<_>>(), [1]);
     assert_eq!(db.count("select count(*) from fleet.task_events where type = 'claimed'").await, 1);
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_is_heard_of_late_counts_at_once() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    let session = agent(&line.store, "a", &[], 1).await;
+    let claim = async || {
+        let claims = line.store.claim_for_agents(&[Waiter::one(session)], true).await.unwrap();
+        let task = claims.claimed.first();
+        task.map(|&(_, task_id, lease)| HeldLease { task_id, lease, holder: session })
+    };
+    // What the session holds is remembered by now.
+    create(&line.store, task(&[], Mode::HttpPull), 1).await;
+    complete(&line.store, claim().await.unwrap()).await;
+    create(&line.store, task(&[], Mode::HttpPull), 3).await;
+
+    line.delay();
+    let (first, ()) = tokio::join!(claim(), async {
+        let sql = "select count(*) from fleet.tasks where status = 'assigned'";
+        eventually("the claim is committed", async || (db.count(sql).await == 1).then_some(()))
+            .await;
+        assert_eq!(claim().await, None, "it holds all that it may");
+        line.go_on();
+    });
+    assert_eq!(claim().await, None, "and still does");
+    complete(&line.store, first.unwrap()).await;
+    assert!(claim().await.is_some());
     db.check_history().await;
 }
 
