@@ -26,9 +26,6 @@ use crate::{
 const POLL: Duration = Duration::from_secs(2);
 /// Waiters that share one claim.
 const CHUNK: usize = 64;
-/// After a hint so many claim at once, without a look at what there is: mostly one task has become ready, and who finds
-/// nothing tells that there is no more.
-const FIRST: usize = 2;
 
 /// What a waiting agent is told.
 #[derive(Debug)]
@@ -187,12 +184,12 @@ impl Matchmaker {
         self.claimed.store(true, Ordering::Relaxed);
     }
 
-    /// Whom to look at now, in the order of arrival, but for those that were looked at in vain.
-    fn choose(&self, replica: &Replica, vain: &HashSet<u64>, once: bool) -> Choice {
+    /// Whom to look at now, in the order of arrival, but for those that were looked at in vain. With `alone` only the first,
+    /// when something is ready for it by all that is known.
+    fn choose(&self, replica: &Replica, vain: &HashSet<u64>, once: bool, alone: bool) -> Choice {
         let queue = self.lock();
         let mut promising: HashMap<&CapabilitySet, bool> = HashMap::new();
         let mut chosen = Vec::new();
-        let mut hinted = true;
         for (number, waiting) in &queue.waiting {
             if waiting.once != once || vain.contains(number) {
                 continue;
@@ -203,14 +200,17 @@ impl Matchmaker {
                         *promising.entry(set).or_insert_with(|| replica.store.may_have_ready(set))
                     });
             if look {
-                hinted &= !waiting.due;
+                let is_first = chosen.is_empty();
                 chosen.push((*number, waiting.waiter.clone()));
+                if alone && is_first && !waiting.due {
+                    return Choice { chosen, alone };
+                }
                 if chosen.len() == CHUNK {
                     break;
                 }
             }
         }
-        Choice { chosen, hinted }
+        Choice { chosen, alone: false }
     }
 }
 
@@ -218,8 +218,8 @@ impl Matchmaker {
 struct Choice {
     /// Their numbers, in the order of their arrival.
     chosen: Vec<(u64, Waiter)>,
-    /// Something is ready for each of them, by all that is known.
-    hinted: bool,
+    /// It is the first one alone, for whom something is ready by all that is known.
+    alone: bool,
 }
 
 impl Place {
@@ -286,7 +286,7 @@ async fn look(replica: &Replica, sessions: &[SessionId]) -> Result<(), StoreErro
         waiting.due = true;
     }
     // Whoever may find something now; also in a lane that only this look has shown.
-    if !replica.matchmaker.choose(replica, &HashSet::new(), false).chosen.is_empty() {
+    if !replica.matchmaker.choose(replica, &HashSet::new(), false, true).chosen.is_empty() {
         replica.wake.match_now();
     }
     Ok(())
@@ -297,19 +297,19 @@ async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
     let mut vain = HashSet::new();
     let mut tries = 0;
     loop {
-        let Choice { chosen, hinted } = replica.matchmaker.choose(replica, &vain, once);
+        // After a hint mostly one task has become ready, and who takes it sees whether there are more.
+        let alone = tries == 0 && vain.is_empty();
+        let Choice { chosen, alone } = replica.matchmaker.choose(replica, &vain, once, alone);
         if chosen.is_empty() {
             return false;
         }
-        let (asked, how) = if hinted && tries == 0 && vain.is_empty() {
-            (&chosen[..FIRST.min(chosen.len())], How::AtOnce)
-        } else if once {
-            (&*chosen, How::InFull)
-        } else {
-            (&*chosen, How::ByMarks)
+        let how = match (alone, once) {
+            (true, _) => How::AtOnce,
+            (false, true) => How::InFull,
+            (false, false) => How::ByMarks,
         };
         // On a shortfall again at once: the rows that were lost to others are gone, the next ones are not.
-        if claim(replica, asked, how).await {
+        if claim(replica, &chosen, how).await {
             tries += 1;
             if tries >= 5 {
                 return true;
@@ -318,9 +318,9 @@ async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         } else {
-            vain.extend(asked.iter().map(|(number, _)| *number));
+            vain.extend(chosen.iter().map(|(number, _)| *number));
             if once {
-                for (number, _) in asked {
+                for (number, _) in &chosen {
                     answer(replica, *number, Answer::Nothing);
                 }
             }
@@ -335,7 +335,7 @@ enum How {
     InFull,
     /// Looks first where something may be.
     ByMarks,
-    /// The same without looking first: two round trips less.
+    /// The same for one, without looking first.
     AtOnce,
 }
 
@@ -351,9 +351,7 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], how: How) -> boo
     }
     let begun = Instant::now();
     let claiming = match how {
-        How::AtOnce => {
-            replica.store.work(&[], Duration::ZERO, &waiters).await.map(|worked| worked.claims)
-        }
+        How::AtOnce => replica.store.claim_at_once(&waiters[0]).await,
         How::ByMarks => replica.store.claim_for_agents(&waiters, false).await,
         How::InFull => replica.store.claim_for_agents(&waiters, true).await,
     };
@@ -397,7 +395,7 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], how: How) -> boo
             }
         }
     }
-    // Had all of those that claimed at once something, then there may be more for the others.
+    // Had the one that claimed at once something, then there may be more for the others.
     claims.shortfall || matches!(how, How::AtOnce) && served_all
 }
 

@@ -75,6 +75,12 @@ impl Crowd {
         lock(&self.0).apart == 0
     }
 
+    /// No other claim is under way, by all that is known.
+    pub(super) fn is_alone(&self) -> bool {
+        let state = lock(&self.0);
+        state.apart == 0 && state.reads.is_empty() && state.chosen.is_empty()
+    }
+
     /// A claim got all that it had chosen, or lost some to others.
     pub(super) fn learn(&self, lost: bool) {
         let mut state = lock(&self.0);

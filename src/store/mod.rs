@@ -6,6 +6,7 @@
 
 mod agents;
 mod asking;
+mod at_once;
 mod claims;
 mod client;
 mod connection;

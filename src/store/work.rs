@@ -165,7 +165,7 @@ impl Store {
     }
 
     /// `unheard` is true once the commit of an earlier try was not heard of.
-    async fn work_once(
+    pub(super) async fn work_once(
         &self,
         ends: &[EndLease],
         backoff: Duration,

@@ -16,6 +16,7 @@ mod api_shared;
 mod api_unavailable;
 mod api_work;
 mod architecture;
+mod at_once;
 mod bench;
 mod checkout;
 mod claims;

@@ -32,12 +32,19 @@ async fn every_file_is_prepared_and_none_is_missing() {
 async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order() {
     let db = Db::new().await;
     let mut columns: Vec<Vec<String>> = Vec::new();
-    for name in ["get_tasks", "list_tasks", "claim_pull_3_take", "end_leases", "complete_leases"] {
+    for name in [
+        "get_tasks",
+        "list_tasks",
+        "claim_pull_3_take",
+        "claim_pull_at_once",
+        "end_leases",
+        "complete_leases",
+    ] {
         let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();
         let prepared = db.client.prepare(statement.text).await.unwrap();
         let names: Vec<String> = prepared.columns().iter().map(|c| c.name().to_owned()).collect();
         // What the statement says besides comes first.
-        let begin = names.iter().position(|name| name == "task_id").unwrap();
+        let begin = names.iter().rposition(|name| name == "task_id").unwrap();
         columns.push(names[begin..].to_vec());
     }
     assert_eq!(columns[1].as_slice(), columns[0].split_last().unwrap().1, "a list has no bodies");
@@ -78,6 +85,12 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
     let ranges = "array[1, 1], array[2, 3], array[1, 1], array[0, 0]";
     for (name, index, values) in [
         ("claim_pull_2_ready", "tasks_ready_pull", format!("{ranges}, 10")),
+        (
+            "claim_pull_at_once",
+            "tasks_ready_pull",
+            "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()"
+                .to_owned(),
+        ),
         ("find_ready_below", "tasks_ready_pull", "array[2], array[1], array[99]".to_owned()),
         (
             "claim_push_2_ready",
@@ -95,6 +108,10 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
             "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()]",
         ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
+        (
+            "claim_pull_at_once",
+            "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()",
+        ),
     ] {
         let plan = plan(&db, name, values).await;
         assert!(

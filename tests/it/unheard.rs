@@ -150,6 +150,24 @@ async fn a_claim_that_went_through_is_told_though_nothing_else_is_ready() {
 }
 
 #[tokio::test]
+async fn a_claim_at_once_that_went_through_is_told() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    let session = agent(&line.store, "a", &[], 2).await;
+    create(&line.store, task(&[], Mode::HttpPull), 1).await;
+    complete(&line.store, pull(&line.store, session).await.unwrap()).await;
+    let request = named(&["", ""], "");
+    let made = line.store.create_tasks(&request, &|_| None).await.unwrap();
+    line.store.ready_at(&made.places);
+    line.arm();
+    let claims = line.store.claim_at_once(&Waiter::one(session)).await.unwrap();
+    assert!(line.was_cut());
+    assert_eq!(claims.claimed[0].1, made.tasks[0].task_id);
+    assert_eq!(db.count("select count(*) from fleet.tasks where holder is not null").await, 1);
+    db.check_history().await;
+}
+
+#[tokio::test]
 async fn a_claim_that_is_heard_of_late_counts_at_once() {
     let db = Db::new().await;
     let line = Line::new(&db).await;
@@ -170,6 +188,8 @@ async fn a_claim_that_is_heard_of_late_counts_at_once() {
         eventually("the claim is committed", async || (db.count(sql).await == 1).then_some(()))
             .await;
         assert_eq!(claim().await, None, "it holds all that it may");
+        let at_once = line.store.claim_at_once(&Waiter::one(session)).await.unwrap();
+        assert_eq!(at_once.claimed, []);
         line.go_on();
     });
     assert_eq!(claim().await, None, "and still does");
