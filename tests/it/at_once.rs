@@ -4,22 +4,20 @@ use std::sync::Arc;
 
 use agent_fleet::{
     model::{CapabilitySet, ExecutionMode as Mode, Lease, SessionId, TaskId},
-    store::{NewRequest, STATEMENTS, Store, Waiter},
+    store::{NewRequest, Store, Waiter},
 };
 use serde_json::json;
-use tokio_postgres::{Client, Row, types::ToSql};
+use tokio_postgres::{Client, types::ToSql};
 use uuid::Uuid;
 
 use crate::support::{
-    db::Db,
+    db::{Db, sql},
     eventually,
     fleet::{agent, complete, create, operator, pull, task},
     node::Node,
 };
 
-fn sql() -> &'static str {
-    STATEMENTS.iter().find(|s| s.name == "claim_pull_at_once").unwrap().text
-}
+const AT_ONCE: &str = "claim_pull_at_once";
 
 /// An agent of whom the store knows what it holds: nothing.
 async fn known(store: &Store, id: &str) -> SessionId {
@@ -44,37 +42,22 @@ async fn served(db: &Db) -> i64 {
 }
 
 /// What the statement takes for agent `a`, by one who is or is not the last that claimed for it.
-async fn takes(client: &impl Ask, session: SessionId, claimer: Uuid) -> usize {
+async fn takes(client: &Client, text: &str, session: SessionId, claimer: Uuid) -> usize {
     let (lanes, priorities, lows) = (vec![1_i64; 4], vec![3_i16, 2, 1, 0], vec![0_i64; 4]);
     let params: [&(dyn ToSql + Sync); 7] =
         [&lanes, &priorities, &lows, &session.0, &"a", &Uuid::now_v7(), &claimer];
-    let rows = client.ask(&params).await;
+    let rows = client.query(text, &params).await.unwrap();
     rows.iter().filter(|row| row.get::<_, Option<&str>>("agent_id").is_some()).count()
 }
 
-/// Who runs the statement.
-trait Ask {
-    async fn ask(&self, params: &[&(dyn ToSql + Sync)]) -> Vec<Row>;
-}
-
-impl Ask for tokio_postgres::Transaction<'_> {
-    async fn ask(&self, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
-        self.query(sql(), params).await.unwrap()
-    }
-}
-
-/// A connection on which the statement waits for an advisory lock before it locks: what it sees is older then.
-struct Late(Client);
-
-impl Ask for Late {
-    async fn ask(&self, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
-        let text = sql().replace(
-            "and a.drained_at is null",
-            "and a.drained_at is null and pg_advisory_xact_lock(7) is not null",
-        );
-        assert_ne!(text, sql());
-        self.0.query(&text, params).await.unwrap()
-    }
+/// The statement, but that it waits for an advisory lock before it locks: what it sees is older then.
+fn late() -> String {
+    let text = sql(AT_ONCE).replace(
+        "and a.drained_at is null",
+        "and a.drained_at is null and pg_advisory_xact_lock(7) is not null",
+    );
+    assert_ne!(text, sql(AT_ONCE));
+    text
 }
 
 async fn claimer(db: &Db, session: SessionId) -> Uuid {
@@ -131,7 +114,7 @@ async fn it_takes_nothing_for_whom_it_may_not() {
     let session = known(&store, "a").await;
     hinted(&store, 2).await;
     let claimer = claimer(&db, session).await;
-    let mut other = db.connect().await;
+    let other = db.connect().await;
     for (act, taken) in [
         ("select", 1),
         ("update fleet.sessions set claimer = gen_random_uuid()", 0),
@@ -152,9 +135,9 @@ async fn it_takes_nothing_for_whom_it_may_not() {
             1,
         ),
     ] {
-        let tx = other.transaction().await.unwrap();
-        tx.batch_execute(act).await.unwrap();
-        assert_eq!(takes(&tx, session, claimer).await, taken, "{act}");
+        other.batch_execute(&format!("begin; {act}")).await.unwrap();
+        assert_eq!(takes(&other, sql(AT_ONCE), session, claimer).await, taken, "{act}");
+        other.batch_execute("rollback").await.unwrap();
     }
     // Locked by somebody else.
     let holder = db.connect().await;
@@ -165,9 +148,9 @@ async fn it_takes_nothing_for_whom_it_may_not() {
         ("select", 1),
     ] {
         holder.batch_execute(&format!("begin; {lock}")).await.unwrap();
-        let tx = other.transaction().await.unwrap();
-        assert_eq!(takes(&tx, session, claimer).await, taken, "{lock}");
-        tx.rollback().await.unwrap();
+        other.batch_execute("begin").await.unwrap();
+        assert_eq!(takes(&other, sql(AT_ONCE), session, claimer).await, taken, "{lock}");
+        other.batch_execute("rollback").await.unwrap();
         holder.batch_execute("rollback").await.unwrap();
     }
 }
@@ -183,8 +166,8 @@ async fn under_its_locks_it_looks_again_whether_it_may() {
     let gate = db.connect().await;
     for act in ["drain", "claim"] {
         gate.batch_execute("select pg_advisory_lock(7)").await.unwrap();
-        let late = Late(db.connect().await);
-        let claiming = tokio::spawn(async move { takes(&late, session, claimer).await });
+        let claim = db.connect().await;
+        let claiming = tokio::spawn(async move { takes(&claim, &late(), session, claimer).await });
         db.until_waiting(1).await;
         if act == "drain" {
             assert!(store.set_agent_drained("a", true).await.unwrap());

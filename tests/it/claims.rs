@@ -4,21 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, Priority, Status},
-    store::{Ended, Outcome, STATEMENTS, Store, Waiter},
+    store::{Ended, Outcome, Store, Waiter},
 };
 use tokio::sync::Barrier;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::support::{
-    db::Db,
+    db::{Db, sql},
     eventually,
     fleet::{HOUR, agent, complete, create, ending, host, operator, pull, push, replica, task},
 };
-
-fn sql(name: &str) -> &'static str {
-    STATEMENTS.iter().find(|s| s.name == name).unwrap().text
-}
 
 #[tokio::test]
 async fn lanes_that_are_forgotten_while_they_are_read_are_looked_for_again() {

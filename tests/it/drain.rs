@@ -2,7 +2,7 @@
 
 use agent_fleet::{
     model::{CapabilitySet, ExecutionMode as Mode},
-    store::{Credential, Registration, STATEMENTS},
+    store::{Credential, Registration},
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use crate::{
     dispatch::{dir, local},
     support::{
         api::is_error,
-        db::Db,
+        db::{Db, sql},
         eventually,
         fleet::{HOUR, agent, create, host, pull, push, replica, task},
         node::Node,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 async fn statement(db: &Db, name: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<i64> {
-    let text = STATEMENTS.iter().find(|s| s.name == name).unwrap().text;
+    let text = sql(name);
     db.rows(text, params).await.iter().map(|row| row.get("held")).collect()
 }
 
@@ -80,7 +80,7 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     // A claim is between its first and its second statement.
     let mut other = db.connect().await;
     let claim = other.transaction().await.unwrap();
-    let lock = STATEMENTS.iter().find(|s| s.name == "claim_pull_1_lock").unwrap().text;
+    let lock = sql("claim_pull_1_lock");
     assert_eq!(claim.query(lock, &[&vec![session.0]]).await.unwrap().len(), 1);
     let draining = {
         let store = db.store();
@@ -97,7 +97,7 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     claim.commit().await.unwrap();
     assert!(draining.await.unwrap());
     // A claim whose first statement saw the agent as it was before takes nothing for it.
-    let take = STATEMENTS.iter().find(|s| s.name == "claim_pull_3_take").unwrap().text;
+    let take = sql("claim_pull_3_take");
     let task: uuid::Uuid = db.rows("select task_id from fleet.tasks limit 1", &[]).await[0].get(0);
     let (tasks, sessions, agents) = (vec![task], vec![session.0], vec!["a"]);
     let params: [&(dyn ToSql + Sync); 4] = [&tasks, &sessions, &agents, &sessions];
@@ -120,7 +120,7 @@ async fn a_claim_checks_under_its_lock_that_the_host_is_not_draining() {
     let (boot, slots) = replica(&store, "r", &[host("h", &[], 2)]).await;
     let mut other = db.connect().await;
     let claim = other.transaction().await.unwrap();
-    let lock = STATEMENTS.iter().find(|s| s.name == "claim_push_1_lock").unwrap().text;
+    let lock = sql("claim_push_1_lock");
     assert_eq!(claim.query(lock, &[&vec![slots["h"].0], &boot.0]).await.unwrap().len(), 1);
     let draining = {
         let store = db.store();

@@ -11,9 +11,7 @@ use std::{
 
 use agent_fleet::{
     model::{Actor, ExecutionMode as Mode, SessionId, TaskId},
-    store::{
-        AgentBeat, Created, EndLease, Ended, HeldLease, NewTask, Outcome, STATEMENTS, Start, Store,
-    },
+    store::{AgentBeat, Created, EndLease, Ended, HeldLease, NewTask, Outcome, Start, Store},
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -21,7 +19,7 @@ use serde_json::json;
 use crate::{
     dispatch::{dir, local},
     support::{
-        db::Db,
+        db::{Db, sql},
         eventually,
         fleet::{
             agent, complete, create, create_all, end, ending, host, operator, pull, push, replica,
@@ -442,7 +440,7 @@ async fn who_registers_and_who_deletes_an_agent_take_turns_before_they_lock_anyt
     let db = Db::new().await;
     let store = db.store();
     agent(&store, "a", &[], 1).await;
-    let turn = STATEMENTS.iter().find(|s| s.name == "lock_agent_id").unwrap().text;
+    let turn = sql("lock_agent_id");
     for deletes in [false, true] {
         let mut other = db.connect().await;
         let tx = other.transaction().await.unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use agent_fleet::store::STATEMENTS;
 
-use crate::support::db::Db;
+use crate::support::db::{Db, sql};
 
 #[tokio::test]
 async fn every_file_is_prepared_and_none_is_missing() {
@@ -40,8 +40,7 @@ async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order
         "end_leases",
         "complete_leases",
     ] {
-        let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();
-        let prepared = db.client.prepare(statement.text).await.unwrap();
+        let prepared = db.client.prepare(sql(name)).await.unwrap();
         let names: Vec<String> = prepared.columns().iter().map(|c| c.name().to_owned()).collect();
         // What the statement says besides comes first.
         let begin = names.iter().rposition(|name| name == "task_id").unwrap();
@@ -56,9 +55,8 @@ async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order
 
 /// The plan of a statement with its parameters written in, as `prepare` would have it from the sixth time on: generic.
 async fn plan(db: &Db, name: &str, values: &str) -> String {
-    let statement = STATEMENTS.iter().find(|s| s.name == name).unwrap();
     db.execute("set plan_cache_mode = force_generic_plan; deallocate all").await;
-    db.execute(&format!("prepare explained as {}", statement.text)).await;
+    db.execute(&format!("prepare explained as {}", sql(name))).await;
     let rows = db.rows(&format!("explain (costs off) execute explained({values})"), &[]).await;
     rows.iter().map(|r| r.get::<_, String>(0)).collect::<Vec<_>>().join("\n")
 }
@@ -83,14 +81,10 @@ async fn stale_backlog() -> Db {
 async fn claims_use_their_partial_index_with_stale_statistics() {
     let db = stale_backlog().await;
     let ranges = "array[1, 1], array[2, 3], array[1, 1], array[0, 0]";
+    let at_once = "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()";
     for (name, index, values) in [
         ("claim_pull_2_ready", "tasks_ready_pull", format!("{ranges}, 10")),
-        (
-            "claim_pull_at_once",
-            "tasks_ready_pull",
-            "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()"
-                .to_owned(),
-        ),
+        ("claim_pull_at_once", "tasks_ready_pull", at_once.to_owned()),
         ("find_ready_below", "tasks_ready_pull", "array[2], array[1], array[99]".to_owned()),
         (
             "claim_push_2_ready",
@@ -108,10 +102,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
             "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()]",
         ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
-        (
-            "claim_pull_at_once",
-            "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()",
-        ),
+        ("claim_pull_at_once", at_once),
     ] {
         let plan = plan(&db, name, values).await;
         assert!(
@@ -245,8 +236,7 @@ async fn a_claim_behind_a_foreign_backlog_reads_few_pages() {
          select 'mine', lane_id from fleet.lanes where capabilities = array['agent:mine']",
     )
     .await;
-    let statement = STATEMENTS.iter().find(|s| s.name == "claim_pull_2_ready").unwrap();
-    db.execute(&format!("prepare counted as {}", statement.text)).await;
+    db.execute(&format!("prepare counted as {}", sql("claim_pull_2_ready"))).await;
     let lanes = "select array_agg(lane_id)::text from fleet.lanes where capabilities[1] in ('agent:mine', 'agent:too')";
     let lanes: String = db.rows(lanes, &[]).await[0].get(0);
     let explain = format!(

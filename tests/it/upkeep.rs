@@ -2,16 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use agent_fleet::{
-    model::{ExecutionMode as Mode, TaskId},
-    store::STATEMENTS,
-};
+use agent_fleet::model::{ExecutionMode as Mode, TaskId};
 use serde_json::json;
 
 use crate::{
     dispatch::{dir, local},
     support::{
-        db::Db,
+        db::{Db, sql},
         eventually,
         fleet::{agent, create, operator, pull, task},
         node::Node,
@@ -185,7 +182,7 @@ async fn who_holds_back_vacuum_is_named() {
         old.query_one("select pg_backend_pid(), pg_current_xact_id()", &[]).await.unwrap().get(0);
     assert_eq!(store.list_vacuum_blockers(Duration::from_secs(300)).await.unwrap(), []);
     // As an account that may see when it began.
-    let text = STATEMENTS.iter().find(|s| s.name == "list_vacuum_blockers").unwrap().text;
+    let text = sql("list_vacuum_blockers");
     let found = eventually("it is old enough", async || {
         let found = db.rows(text, &[&0.0_f64]).await;
         found.into_iter().find(|row| row.get::<_, Option<i32>>("pid") == Some(pid))

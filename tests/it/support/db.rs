@@ -10,7 +10,7 @@ use std::sync::{
 use agent_fleet::{
     cli::dev::postgres::Cluster,
     config::{Database, Secret},
-    store::Store,
+    store::{STATEMENTS, Store},
 };
 use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
@@ -78,6 +78,11 @@ async fn connect(dbname: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(&url_of(dbname), NoTls).await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// The text of the statement of this name.
+pub(crate) fn sql(name: &str) -> &'static str {
+    STATEMENTS.iter().find(|s| s.name == name).unwrap().text
 }
 
 /// What makes a [`Store`] of an address.
