@@ -89,8 +89,10 @@ impl Store {
             held.push(Claimed { task_id, lease, claim_id: Some(waiter.claim_id) });
             claims.claimed.push((0, task_id, lease));
             claims.tasks.insert(task_id, task);
-            let agent = Actor::Agent(registered.agent_id.clone());
-            journal.note(|| claimed_line(row, agent.to_string()));
+            journal.note(|| {
+                let agent = Actor::Agent(registered.agent_id.clone());
+                claimed_line(row, agent.to_string())
+            });
         }
         journal.write();
         // Somebody else was about to take it, or this process did not know all.

@@ -176,20 +176,15 @@ impl Store {
         let visit = self.ledger().visit(waiters.iter().map(|w| w.session));
         // On the heap: large, and once for all that ask.
         let working = Box::pin(self.work_in_one(ends, backoff, waiters, candidates, unheard));
-        match working.await {
-            Ok((worked, held)) => {
-                visit.settle(held);
-                self.remember_ends(ends, &worked.ended);
-                Ok(worked)
+        let (worked, held) = working.await.inspect_err(|_| {
+            if !waiters.is_empty() {
+                // What it chose may be ready still, and others have read past it.
+                self.ready().forget();
             }
-            Err(error) => {
-                if !waiters.is_empty() {
-                    // What it chose may be ready still, and others have read past it.
-                    self.ready().forget();
-                }
-                Err(error)
-            }
-        }
+        })?;
+        visit.settle(held);
+        self.remember_ends(ends, &worked.ended);
+        Ok(worked)
     }
 
     /// Answers beside what came of it with what each session that was locked holds then.
