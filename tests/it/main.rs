@@ -23,6 +23,7 @@ mod claims;
 mod client_commands;
 mod completions;
 mod database_faults;
+mod dear_looks;
 mod deliveries;
 mod dev_demo;
 mod dispatch;
