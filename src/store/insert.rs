@@ -8,8 +8,8 @@ use super::{
     ReadyPlace, StoreError,
     client::Client,
     connection::{GenericClient, begin_planned, commit, open},
-    create::NewTask,
     journal::{Journal, Line},
+    new_task::NewTask,
     rows::{get, word},
     statement::{INSERT_TASKS, MAKE_TASK_IDS, Params, SEND_NOTIFY},
 };

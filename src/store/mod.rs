@@ -31,6 +31,7 @@ mod listener;
 mod logs;
 mod loops;
 mod migrations;
+mod new_task;
 mod operator;
 mod ready;
 mod retention;
@@ -52,7 +53,7 @@ pub use agents::{
 pub use claims::PushClaim;
 pub use connection::{OLDEST, Store};
 pub use counts::{TaskCount, WorkerCount};
-pub use create::{Created, Creation, NewRequest, NewTask};
+pub use create::{Created, Creation};
 pub use definitions::{function_names, view_names};
 pub use deliveries::{
     About, Delivery, DeliveryOutcome, DeliveryResult, IssueDefaults, TakenTogether,
@@ -69,6 +70,7 @@ pub use logs::{Appended, LogChunk, LogPage};
 pub(crate) use loops::BATCH;
 pub use loops::{Due, Silence, VacuumBlocker};
 pub use migrations::{Migrated, migration_names};
+pub use new_task::{NewRequest, NewTask};
 pub use operator::{OperatorRefusal, Target, TargetKind};
 pub use ready::ReadyPlace;
 pub use retention::{OldPartitions, PurgeStep};
