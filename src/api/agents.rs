@@ -9,10 +9,12 @@ use warp::{Filter, filters::BoxedFilter, reply::Response};
 
 use super::{
     Answer,
-    call::{BODY, Call, Principal, call, heartbeat_call},
+    call::{BODY, Call, call, heartbeat_call},
     detached,
     error::{ApiError, bad_word},
-    ok, page, render,
+    ok, page,
+    principal::Principal,
+    render,
     tasks::optional_json,
     v1,
 };

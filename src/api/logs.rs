@@ -70,7 +70,7 @@ pub(super) async fn readable(call: &Call, id: &str) -> Result<TaskId, ApiError> 
     let id = resolve(call, id).await?;
     let task = current(&call.replica, id).await?;
     let events = match principal {
-        super::call::Principal::Agent(_) | super::call::Principal::SharedAgent => {
+        super::principal::Principal::Agent(_) | super::principal::Principal::SharedAgent => {
             call.replica.store.list_task_events(id).await?
         }
         _ => Vec::new(),

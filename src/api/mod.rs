@@ -15,6 +15,7 @@ mod hosts;
 mod limits;
 mod logs;
 mod metrics;
+mod principal;
 mod queues;
 mod receipts;
 mod stats;

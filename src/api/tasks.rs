@@ -8,10 +8,12 @@ use warp::{Filter, filters::BoxedFilter, http::StatusCode, reply::Response};
 
 use super::{
     Answer,
-    call::{BODY, Call, Principal, call, from_value, task_ref},
+    call::{BODY, Call, call, from_value, task_ref},
     current, detached,
     error::{ApiError, bad_word},
-    full, ok, page, render,
+    full, ok, page,
+    principal::Principal,
+    render,
     task_body::TaskBody,
     v1, with_status,
 };
