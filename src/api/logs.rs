@@ -11,7 +11,9 @@ use super::{
     call::{BODY, Call, LARGE_BODY, call},
     current, detached,
     error::ApiError,
-    ok, render,
+    ok,
+    principal::Principal,
+    render,
     tasks::{may_see, resolve},
     v1,
     work::held,
@@ -70,7 +72,7 @@ pub(super) async fn readable(call: &Call, id: &str) -> Result<TaskId, ApiError> 
     let id = resolve(call, id).await?;
     let task = current(&call.replica, id).await?;
     let events = match principal {
-        super::principal::Principal::Agent(_) | super::principal::Principal::SharedAgent => {
+        Principal::Agent(_) | Principal::SharedAgent => {
             call.replica.store.list_task_events(id).await?
         }
         _ => Vec::new(),

@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::support::{
     db::{Db, sql},
-    eventually,
     fleet::{HOUR, agent, complete, create, ending, host, operator, pull, push, replica, task},
 };
 
@@ -67,12 +66,7 @@ async fn forget_lanes_under<T: Send + 'static>(
     let tx = other.transaction().await.unwrap();
     tx.batch_execute("lock table fleet.lanes in access exclusive mode").await.unwrap();
     let reading = tokio::spawn(reading);
-    eventually("the lanes to be read", async || {
-        let waits = "select count(*) from pg_stat_activity
-                      where datname = current_database() and wait_event_type = 'Lock'";
-        (db.count(waits).await > 0).then_some(())
-    })
-    .await;
+    db.until_waiting(1).await;
     store.ready_somewhere();
     tx.rollback().await.unwrap();
     reading.await.unwrap()

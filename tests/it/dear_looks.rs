@@ -15,7 +15,7 @@ use crate::support::{
 const LOOK: Duration = Duration::from_millis(200);
 /// How long nothing is looked at after it, at least, in seconds: looks take a fiftieth of the time at most, and chance takes a
 /// quarter off a pause at most.
-const PAUSE: f64 = 50.0 * 0.2 * 0.75;
+const PAUSE: f64 = 50.0 * LOOK.as_secs_f64() * 0.75;
 
 /// Holds the next look up whose statement has these words.
 async fn hold_up(db: &Db, words: &str) {
