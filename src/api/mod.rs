@@ -114,9 +114,10 @@ fn render(answer: Answer) -> Response {
     answer.unwrap_or_else(Reply::into_response)
 }
 
-/// Runs a handler in a task of its own: once begun it is carried out, whether or not the client waits for it.
+/// Runs a handler in a task of its own: once begun it is carried out, whether or not the client waits for it. On the heap,
+/// because handlers are large and a task's future is moved several times.
 async fn detached(handler: impl Future<Output = Answer> + Send + 'static) -> Response {
-    match tokio::spawn(handler).await {
+    match tokio::spawn(Box::pin(handler)).await {
         Ok(answer) => render(answer),
         // The panic itself has been logged.
         Err(_) => ApiError::internal().into_response(),
@@ -127,7 +128,7 @@ async fn detached(handler: impl Future<Output = Answer> + Send + 'static) -> Res
 async fn detached_handing(
     handler: impl Future<Output = Result<(Response, Option<Handed>), ApiError>> + Send + 'static,
 ) -> Response {
-    match tokio::spawn(handler).await {
+    match tokio::spawn(Box::pin(handler)).await {
         Ok(Ok((response, handed))) => {
             if let Some(handed) = handed {
                 handed.delivered();

@@ -174,9 +174,17 @@ pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
 
 /// The same for a statement that shows only some of its rows; `None` for the others.
 pub(super) fn shown_task(row: &Row) -> Result<Option<Task>, StoreError> {
-    let Some(begin) = row.len().checked_sub(TASK.len()) else { return Ok(None) };
-    let is_shown = row.get::<_, Option<&str>>(begin + const { at("title") }).is_some();
-    is_shown.then(|| task(row, begin)).transpose()
+    begin_of_shown(row).map(|begin| task(row, begin)).transpose()
+}
+
+/// True for a row of such a statement that shows one.
+pub(super) fn shows_task(row: &Row) -> bool {
+    begin_of_shown(row).is_some()
+}
+
+fn begin_of_shown(row: &Row) -> Option<usize> {
+    let begin = row.len().checked_sub(TASK.len())?;
+    row.get::<_, Option<&str>>(begin + const { at("title") }).is_some().then_some(begin)
 }
 
 /// A row of the event log.

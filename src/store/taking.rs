@@ -116,24 +116,18 @@ impl Store {
                 }
                 break;
             }
-            let take = Box::pin(self.take_pairs(tx, &taking, &pairs, &lives));
+            // Its rows are read while a commit that goes along is on its way to disk.
+            let take = Box::pin(async {
+                let taken = self.take_pairs(tx, &taking, &pairs, &lives).await?;
+                show_taken(&taken, &lives, claims, journal)?;
+                Ok(taken)
+            });
             let taken = if round == 0 && self.crowd().is_calm() {
                 *unheard = true;
                 tx.commit_behind(take).await?
             } else {
                 take.await?
             };
-            for row in &taken {
-                if let Some(mut task) = rows::shown_task(row)? {
-                    task.lease_expires_at =
-                        lives.expires.get(&SessionId(get::<Uuid>(row, "session_id"))).copied();
-                    claims.tasks.insert(task.task_id, task);
-                }
-                journal.note(|| {
-                    let agent = Actor::Agent(get(row, "agent_id"));
-                    claimed_line(row, agent.to_string())
-                });
-            }
             let leases: HashMap<TaskId, Lease> = taken
                 .iter()
                 .map(|row| (TaskId(get::<Uuid>(row, "task_id")), Lease(get(row, "lease"))))
@@ -317,6 +311,28 @@ struct Lives {
     ages: Vec<f64>,
     /// When the leases of each session expire.
     expires: HashMap<SessionId, Timestamp>,
+}
+
+/// The tasks that were taken, and a log line each.
+fn show_taken(
+    taken: &[Row],
+    lives: &Lives,
+    claims: &mut PullClaims,
+    journal: &mut Journal,
+) -> Result<(), StoreError> {
+    claims.tasks.reserve(taken.len());
+    for row in taken {
+        if let Some(mut task) = rows::shown_task(row)? {
+            task.lease_expires_at =
+                lives.expires.get(&SessionId(get::<Uuid>(row, "session_id"))).copied();
+            claims.tasks.insert(task.task_id, task);
+        }
+        journal.note(|| {
+            let agent = Actor::Agent(get(row, "agent_id"));
+            claimed_line(row, agent.to_string())
+        });
+    }
+    Ok(())
 }
 
 /// The tasks of these claims that are held still, and cannot be undone any more.

@@ -239,27 +239,36 @@ impl Store {
         )?;
         let outcomes = ending.outcomes(&tx, &ended, *unheard, &mut journal).await?;
         let mut worked = Worked { ended: outcomes, ..Worked::default() };
-        for row in &ended {
-            // A newer state of an issue may have been applied since.
-            if get::<&str>(row, "source") != "forgejo"
-                && let Some(task) = rows::shown_task(row)?
-            {
-                worked.claims.tasks.insert(task.task_id, task);
-            }
-        }
-        let unseen = ends.iter().map(|end| end.held.task_id);
-        let unseen: Vec<Uuid> =
-            unseen.filter(|id| !worked.claims.tasks.contains_key(id)).map(|id| id.0).collect();
+        // A newer state of an issue may have been applied since.
+        let is_shown =
+            |row: &&Row| get::<&str>(row, "source") != "forgejo" && rows::shows_task(row);
+        let shown: HashSet<Uuid> =
+            ended.iter().filter(is_shown).map(|row| get(row, "task_id")).collect();
+        let unseen = ends.iter().map(|end| end.held.task_id.0);
+        let unseen: Vec<Uuid> = unseen.filter(|id| !shown.contains(id)).collect();
         if !unseen.is_empty() {
             show(&mut worked.claims.tasks, &GET_TASKS.rows(&tx, &[&unseen]).await?)?;
         }
-        let held = if waiters.is_empty() {
-            HashMap::new()
-        } else {
-            let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
-            let claim = (&mut candidates, &mut chosen, &mut *unheard);
-            self.take(&tx, taking, claim, &mut worked, &mut journal).await?
-        };
+        // The rows of what has ended are read while the database is at work on the claim.
+        let (held, read) = tokio::try_join!(
+            biased;
+            async {
+                if waiters.is_empty() {
+                    return Ok(HashMap::new());
+                }
+                let taking = Taking { waiters, asking: &asking, ends, locked: &locked };
+                let claim = (&mut candidates, &mut chosen, &mut *unheard);
+                self.take(&tx, taking, claim, &mut worked, &mut journal).await
+            },
+            async {
+                // What was asked is sent first.
+                tokio::task::yield_now().await;
+                let shown = ended.iter().filter(is_shown).map(rows::shown_task);
+                shown.filter_map(Result::transpose).collect::<Result<Vec<Task>, StoreError>>()
+            },
+        )?;
+        // They have ended for good, so none of them was claimed.
+        worked.claims.tasks.extend(read.into_iter().map(|task| (task.task_id, task)));
         if !tx.is_over() && (!ends.is_empty() || !worked.claims.claimed.is_empty()) {
             *unheard = true;
             commit(tx).await?;

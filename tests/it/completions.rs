@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_fleet::{
     model::{Actor, Artifact, ExecutionMode as Mode, Status, Usage},
-    store::{EndLease, Ended, HeldLease, NewTask, Outcome, Refusal, Worked},
+    store::{EndLease, Ended, HeldLease, NewTask, Outcome, Refusal, Waiter, Worked},
 };
 use serde_json::{Value, json};
 
@@ -141,5 +141,24 @@ async fn completions_that_are_late_are_judged_beside_those_that_are_not() {
         ]
     );
     assert_eq!(worked.claims.tasks.len(), 4);
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn what_is_given_back_and_claimed_in_one_transaction_is_shown_as_it_is_held_now() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&[], Mode::Undecided), 1).await;
+    let (a, b) = (agent(&store, "a", &[], 1).await, agent(&store, "b", &[], 1).await);
+    let held = pull(&store, a).await.unwrap();
+    // Else it reads on behind what was taken.
+    store.ready_somewhere();
+    let given_back = [ending(held, Outcome::Released)];
+    let worked = store.work(&given_back, Duration::ZERO, &[Waiter::one(b)]).await.unwrap();
+    assert_eq!(worked.ended, [Ended::Now(Status::Created)]);
+    let [(0, task_id, lease)] = worked.claims.claimed[..] else { panic!("{worked:?}") };
+    let task = &worked.claims.tasks[&task_id];
+    assert_eq!((task_id, task.lease), (held.task_id, lease));
+    assert_eq!((task.status, task.assigned_agent_id.as_deref()), (Status::Assigned, Some("b")));
     db.check_history().await;
 }
