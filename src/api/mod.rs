@@ -116,29 +116,28 @@ fn render(answer: Answer) -> Response {
 
 /// Runs a handler in a task of its own: once begun it is carried out, whether or not the client waits for it. On the heap,
 /// because handlers are large and a task's future is moved several times.
+async fn in_own_task<T: Send + 'static>(
+    handler: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    // A panic itself has been logged.
+    tokio::spawn(Box::pin(handler)).await.unwrap_or_else(|_| Err(ApiError::internal()))
+}
+
+/// Answers with what a handler in a task of its own returns.
 async fn detached(handler: impl Future<Output = Answer> + Send + 'static) -> Response {
-    match tokio::spawn(Box::pin(handler)).await {
-        Ok(answer) => render(answer),
-        // The panic itself has been logged.
-        Err(_) => ApiError::internal().into_response(),
-    }
+    render(in_own_task(handler).await)
 }
 
 /// The same for a handler that hands tasks out: what it answers to a client who has hung up goes back to the queue.
 async fn detached_handing(
     handler: impl Future<Output = Result<(Response, Option<Handed>), ApiError>> + Send + 'static,
 ) -> Response {
-    match tokio::spawn(Box::pin(handler)).await {
-        Ok(Ok((response, handed))) => {
-            if let Some(handed) = handed {
-                handed.delivered();
-            }
-            response
+    render(in_own_task(handler).await.map(|(response, handed)| {
+        if let Some(handed) = handed {
+            handed.delivered();
         }
-        Ok(Err(error)) => error.into_response(),
-        // The panic itself has been logged.
-        Err(_) => ApiError::internal().into_response(),
-    }
+        response
+    }))
 }
 
 /// 200 with JSON.

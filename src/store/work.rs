@@ -240,12 +240,12 @@ impl Store {
         let outcomes = ending.outcomes(&tx, &ended, *unheard, &mut journal).await?;
         let mut worked = Worked { ended: outcomes, ..Worked::default() };
         // A newer state of an issue may have been applied since.
-        let is_shown =
-            |row: &&Row| get::<&str>(row, "source") != "forgejo" && rows::shows_task(row);
-        let shown: HashSet<Uuid> =
-            ended.iter().filter(is_shown).map(|row| get(row, "task_id")).collect();
+        let is_current = |row: &&Row| get::<&str>(row, "source") != "forgejo";
+        let shown: Vec<&Row> =
+            ended.iter().filter(is_current).filter(|row| rows::shows_task(row)).collect();
+        let seen: HashSet<Uuid> = shown.iter().map(|row| get(row, "task_id")).collect();
         let unseen = ends.iter().map(|end| end.held.task_id.0);
-        let unseen: Vec<Uuid> = unseen.filter(|id| !shown.contains(id)).collect();
+        let unseen: Vec<Uuid> = unseen.filter(|id| !seen.contains(id)).collect();
         if !unseen.is_empty() {
             show(&mut worked.claims.tasks, &GET_TASKS.rows(&tx, &[&unseen]).await?)?;
         }
@@ -263,8 +263,8 @@ impl Store {
             async {
                 // What was asked is sent first.
                 tokio::task::yield_now().await;
-                let shown = ended.iter().filter(is_shown).map(rows::shown_task);
-                shown.filter_map(Result::transpose).collect::<Result<Vec<Task>, StoreError>>()
+                let read = shown.iter().filter_map(|row| rows::shown_task(row).transpose());
+                read.collect::<Result<Vec<Task>, StoreError>>()
             },
         )?;
         // They have ended for good, so none of them was claimed.
