@@ -10,7 +10,6 @@ use std::{collections::HashMap, time::Duration};
 use super::{
     PullClaims, Store, StoreError, Waiter,
     claims::claimed_line,
-    connection::open,
     error::retry,
     journal::Journal,
     ledger::{Claimed, Registered},
@@ -60,8 +59,7 @@ impl Store {
             visit.settle(HashMap::new());
             return Ok(None);
         };
-        let mut client = self.client().await?;
-        CLAIM_PULL_AT_ONCE.prepare(&client).await?;
+        let client = self.client().await?;
         // Others are to look further down.
         let _reading = self.crowd().read(1);
         let ask: Params<'_> = &[
@@ -73,14 +71,10 @@ impl Store {
             &waiter.claim_id,
             &self.ledger().claimer,
         ];
-        let tx = open(&mut client);
         *unheard = true;
-        let claiming = tokio::try_join!(
-            biased;
-            tx.begin_planned(),
-            tx.commit_behind(CLAIM_PULL_AT_ONCE.rows(&tx, ask)),
-        );
-        let ((), found) = claiming.inspect_err(|_| self.ready().forget())?;
+        // Its own transaction, which its answer says is committed.
+        let claiming = CLAIM_PULL_AT_ONCE.rows(&client, ask).await;
+        let found = claiming.inspect_err(|_| self.ready().forget())?;
         let mut journal = Journal::default();
         let mut claims = PullClaims::default();
         for row in &found {

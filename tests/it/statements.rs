@@ -77,14 +77,17 @@ async fn stale_backlog() -> Db {
     db
 }
 
+/// Parameters of a claim in one statement.
+const AT_ONCE: &str =
+    "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()";
+
 #[tokio::test]
 async fn claims_use_their_partial_index_with_stale_statistics() {
     let db = stale_backlog().await;
     let ranges = "array[1, 1], array[2, 3], array[1, 1], array[0, 0]";
-    let at_once = "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()";
     for (name, index, values) in [
         ("claim_pull_2_ready", "tasks_ready_pull", format!("{ranges}, 10")),
-        ("claim_pull_at_once", "tasks_ready_pull", at_once.to_owned()),
+        ("claim_pull_at_once", "tasks_ready_pull", AT_ONCE.to_owned()),
         ("find_ready_below", "tasks_ready_pull", "array[2], array[1], array[99]".to_owned()),
         (
             "claim_push_2_ready",
@@ -102,7 +105,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
             "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()]",
         ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
-        ("claim_pull_at_once", at_once),
+        ("claim_pull_at_once", AT_ONCE),
     ] {
         let plan = plan(&db, name, values).await;
         assert!(
@@ -124,6 +127,33 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
             "{name}:\n{plan}"
         );
     }
+}
+
+/// By statistics of a moment with no ready task, their index looks as good to read as one row.
+#[tokio::test]
+async fn a_claim_at_once_takes_its_row_by_its_id_also_when_none_was_ready() {
+    let db = Db::new().await;
+    db.execute(
+        "insert into fleet.tasks (status) select 'completed' from generate_series(1, 10000);
+         analyze fleet.tasks; set enable_seqscan = off",
+    )
+    .await;
+    let plan = plan(&db, "claim_pull_at_once", AT_ONCE).await;
+    assert_eq!(plan.matches("using tasks_ready_pull").count(), 1, "{plan}");
+    assert_eq!(plan.matches("using tasks_pkey").count(), 2, "{plan}");
+}
+
+/// It is sent without a `begin` that says so, and to plan it takes longer than to run it.
+#[tokio::test]
+async fn a_claim_at_once_is_soon_run_by_the_plan_that_there_is() {
+    let db = stale_backlog().await;
+    db.execute("analyze fleet.tasks; analyze fleet.lanes").await;
+    db.execute(&format!("prepare kept as {}", sql("claim_pull_at_once"))).await;
+    for _ in 0..10 {
+        db.execute(&format!("execute kept({AT_ONCE})")).await;
+    }
+    let kept = "select generic_plans from pg_prepared_statements where name = 'kept'";
+    assert_eq!(db.count(kept).await, 5);
 }
 
 #[tokio::test]
