@@ -314,15 +314,18 @@ async fn waiting_agents_cost_no_query_each() {
         (db.count(left).await == 0).then_some(())
     })
     .await;
-    // A rate, so it needs a time: one poll for all of them every 2 s, and the loops.
+    // A rate, so it needs a time: one poll for all of them every 2 s, and the loops; a look at each agent in every poll would be 200.
+    // The replica's own connections tell of its first looks as late, hence the first such time is not the only one.
     let commits = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
-    let settle = async || {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        db.count(commits).await
-    };
-    let before = settle().await;
-    let after = settle().await;
-    assert!(after - before < 60, "{} transactions in 2 s for 200 waiting agents", after - before);
+    let mut before = db.count(commits).await;
+    eventually("200 waiting agents cause less than 150 transactions in 5 s", async || {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let after = db.count(commits).await;
+        let few = after - before < 150;
+        before = after;
+        few.then_some(())
+    })
+    .await;
     drop(places);
     Arc::into_inner(node).unwrap().stop().await;
 }
