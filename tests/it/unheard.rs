@@ -2,7 +2,7 @@
 //! answer, or the answer is late. What was done is found by reading it again, and is not answered as refused.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -26,8 +26,8 @@ use crate::support::{
     fleet::{HOUR, NOW, agent, complete, create, ending, operator, pull, task},
 };
 
-/// Stands between a store and its database. Once armed, the answer to the next COMMIT is lost with its connection; or it
-/// waits until it is let go.
+/// Stands between a store and its database. Once armed, the answer to the next COMMIT, or to a transaction of one statement, is lost
+/// with its connection; or it waits until it is let go.
 struct Line {
     fault: Arc<Fault>,
     store: Store,
@@ -37,6 +37,8 @@ struct Line {
 struct Fault {
     armed: AtomicBool,
     is_delay: AtomicBool,
+    /// What the statement says that is a transaction of its own; else COMMIT.
+    said: Mutex<Option<Vec<u8>>>,
     go_on: Notify,
 }
 
@@ -78,6 +80,12 @@ impl Line {
         self.fault.armed.store(true, Ordering::SeqCst);
     }
 
+    /// The same for the next statement with such a parameter, which is its own transaction.
+    fn arm_for(&self, parameter: &[u8]) {
+        *self.fault.said.lock().unwrap() = Some(parameter.to_vec());
+        self.arm();
+    }
+
     fn was_cut(&self) -> bool {
         !self.fault.armed.load(Ordering::SeqCst)
     }
@@ -100,7 +108,8 @@ async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, fault: Arc<Faul
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(count @ 1..) = read else { return };
-                let commits = up[..count].windows(7).any(|w| w == b"COMMIT\0");
+                let said = fault.said.lock().unwrap().clone().unwrap_or(b"COMMIT\0".to_vec());
+                let commits = up[..count].windows(said.len()).any(|w| w == said);
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
                 }
@@ -157,9 +166,9 @@ async fn a_claim_at_once_that_went_through_is_told() {
     create(&line.store, task(&[], Mode::HttpPull), 1).await;
     complete(&line.store, pull(&line.store, session).await.unwrap()).await;
     let request = named(&["", ""], "");
-    let made = line.store.create_tasks(&request, &|_| None).await.unwrap();
+    let made = line.store.create_tasks(&request, &|_| false).await.unwrap();
     line.store.ready_at(&made.places);
-    line.arm();
+    line.arm_for(session.0.as_bytes());
     let claims = line.store.claim_at_once(&Waiter::one(session)).await.unwrap();
     assert!(line.was_cut());
     assert_eq!(claims.claimed[0].1, made.tasks[0].task_id);
@@ -228,7 +237,7 @@ async fn creations_that_went_through_unheard_of_are_not_made_again() {
     create(&line.store, task(&[], Mode::Undecided), 1).await;
     line.arm();
     let requests = [named(&[""], ""), named(&["", ""], ""), named(&["k"], "")];
-    let made = line.store.create_together(&requests.each_ref(), &|_| None).await.unwrap();
+    let made = line.store.create_together(&requests.each_ref(), &|_| false).await.unwrap();
     assert!(line.was_cut());
     assert_eq!(db.count("select count(*) from fleet.tasks").await, 1 + 4);
     for (request, creation) in requests.iter().zip(&made) {
@@ -246,13 +255,14 @@ async fn what_is_repeated_after_an_outage_does_not_hold_up_what_is_new() {
     let old: Vec<String> = (0..MANY).map(|n| format!("old-{n}")).collect();
     let new: Vec<String> = (0..MANY).map(|n| format!("new-{n}")).collect();
     let first: Vec<NewRequest> = old.iter().map(|key| named(&[key], "")).collect();
-    let before = store.create_together(&first.iter().collect::<Vec<_>>(), &|_| None).await.unwrap();
+    let before =
+        store.create_together(&first.iter().collect::<Vec<_>>(), &|_| false).await.unwrap();
     let mut requests: Vec<NewRequest> =
         old.iter().zip(&new).flat_map(|(o, n)| [named(&[o], ""), named(&[n], "")]).collect();
     requests.push(named(&["old-1", "half"], ""));
     requests[0] = named(&["old-0"], "another body");
     let made =
-        store.create_together(&requests.iter().collect::<Vec<_>>(), &|_| None).await.unwrap();
+        store.create_together(&requests.iter().collect::<Vec<_>>(), &|_| false).await.unwrap();
     for (place, creation) in made.iter().enumerate() {
         let told = (&creation.outcome, creation.tasks.len());
         let conflict = |key: &str| Created::Conflict { key: key.to_owned() };
