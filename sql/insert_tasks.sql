@@ -2,7 +2,7 @@
 --          not returned; that a task without a key exists, made by a try before, is an error (tasks_pkey). What it answers is
 --          all of a new task that its request does not say.
 -- Locks:   inserted rows only, in the order of their keys; those that nobody named in the order given, which is then
---          that of their seq.
+--          that of their seq. Of a replica's single task an advisory lock, for its seq.
 -- Index:   tasks_key; tasks_pkey; lanes_capabilities_key; lanes_pkey; sessions_pkey.
 -- One value each a task, in arrays, since reading them from JSON takes as long as all else: $1 uuid: id; $2 text: key, or null; $3 text:
 -- source; $4 smallint: priority; $5 text: execution mode; $6 integer: retries; $7 integer: seconds of an attempt;
@@ -68,7 +68,11 @@ reason as materialized (
            where $20::boolean) a
 )
 select i.ord, task.task_id, task.status, task.lane_id, task.priority, task.seq, task.run_at, task.created_at,
-       w.waiting_reason
+       w.waiting_reason,
+       -- who is told of one task before its commit waits for this, see await_creations.sql; not for plain SQL, which may make
+       -- any number in one transaction
+       case when cardinality($1::uuid[]) = 1 and current_setting('agent_fleet.tells', true) = 'itself'
+            then pg_advisory_xact_lock(hashtextextended('fleet.creation', task.seq)) end::text is not null as held
   from task
   join input i on i.task_id = task.task_id
   left join reason w on w.status = task.status and w.execution_mode = task.execution_mode

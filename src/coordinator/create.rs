@@ -40,7 +40,7 @@ impl Shared for Create {
         items: &[Self],
     ) -> Result<Vec<Creation>, StoreError> {
         let requests: Vec<&NewRequest> = items.iter().map(|item| &item.0).collect();
-        let tell = |places: &[ReadyPlace]| replica.wake.say_ready(places);
+        let tell = |place: ReadyPlace| replica.wake.tell_soon(place);
         let created = replica.store.create_together(&requests, &tell).await?;
         for Creation { places, told, .. } in &created {
             if *told {

@@ -18,7 +18,9 @@ pub(super) enum Hint {
     /// A lease was ended by somebody else than its holder.
     Revoked,
     /// A task is ready in this lane and priority, from this `seq` on.
-    Ready { lane_id: i64, priority: i16, seq: i64 },
+    Ready(ReadyPlace),
+    /// The same of a task that is being committed: who looks before that does not see it.
+    Soon(ReadyPlace),
     /// This session may take more than before.
     Freed(SessionId),
     /// What is remembered of this agent's credentials is not true any more.
@@ -37,7 +39,12 @@ impl fmt::Display for Hint {
         match self {
             Self::Anything => f.write_str("*"),
             Self::Revoked => f.write_str("revoked"),
-            Self::Ready { lane_id, priority, seq } => write!(f, "ready:{lane_id}:{priority}:{seq}"),
+            Self::Ready(ReadyPlace { lane_id, priority, seq }) => {
+                write!(f, "ready:{lane_id}:{priority}:{seq}")
+            }
+            Self::Soon(ReadyPlace { lane_id, priority, seq }) => {
+                write!(f, "soon:{lane_id}:{priority}:{seq}")
+            }
             Self::Freed(session) => write!(f, "freed:{}", session.0.simple()),
             Self::Caller(agent_id) => write!(f, "caller:{agent_id}"),
             Self::Probe => f.write_str("probe"),
@@ -53,17 +60,12 @@ impl Hint {
     /// What is unknown, of a newer replica or of plain SQL, may be anything.
     pub(super) fn parse(word: &str) -> Self {
         let (kind, rest) = word.split_once(':').unwrap_or((word, ""));
-        let mut numbers = rest.split(':').map(str::parse::<i64>);
         match kind {
             "revoked" => Self::Revoked,
             "probe" => Self::Probe,
             ORPHANED => Self::Orphaned,
-            "ready" => match (numbers.next(), numbers.next(), numbers.next()) {
-                (Some(Ok(lane_id)), Some(Ok(priority)), Some(Ok(seq))) => {
-                    Self::Ready { lane_id, priority: i16::try_from(priority).unwrap_or(0), seq }
-                }
-                _ => Self::Anything,
-            },
+            "ready" => place(rest).map_or(Self::Anything, Self::Ready),
+            "soon" => place(rest).map_or(Self::Anything, Self::Soon),
             "freed" => match Uuid::try_parse(rest) {
                 Ok(session) => Self::Freed(SessionId(session)),
                 Err(_) => Self::Anything,
@@ -74,6 +76,13 @@ impl Hint {
     }
 }
 
+/// A place as a hint names it.
+fn place(words: &str) -> Option<ReadyPlace> {
+    let mut words = words.split(':');
+    let mut next = || words.next()?.parse::<i64>().ok();
+    Some(ReadyPlace { lane_id: next()?, priority: next()?.try_into().ok()?, seq: next()? })
+}
+
 /// One payload for all hints.
 pub(super) fn payload(hints: &BTreeSet<Hint>) -> String {
     let words: Vec<String> = hints.iter().map(Hint::to_string).collect();
@@ -81,12 +90,10 @@ pub(super) fn payload(hints: &BTreeSet<Hint>) -> String {
     if payload.len() <= MAX_PAYLOAD {
         return payload;
     }
-    // Credentials are not forgotten by a word that says only that there may be work.
-    let callers = || words.iter().filter(|word| word.starts_with("caller:"));
-    let short: Vec<&str> = ["*", "revoked", "probe", ORPHANED]
-        .into_iter()
-        .chain(callers().map(String::as_str))
-        .collect();
+    // Credentials are not forgotten by a word that says only that there may be work, and what is soon is not there yet.
+    let is_kept = |word: &&str| word.starts_with("caller:") || word.starts_with("soon:");
+    let kept = words.iter().map(String::as_str).filter(is_kept);
+    let short: Vec<&str> = ["*", "revoked", "probe", ORPHANED].into_iter().chain(kept).collect();
     let short = short.join(" ");
     if short.len() <= MAX_PAYLOAD { short } else { "* revoked probe orphaned callers".to_owned() }
 }
@@ -98,7 +105,8 @@ pub(super) fn ready_hints(places: &[ReadyPlace]) -> impl Iterator<Item = Hint> +
         let first = firsts.entry((place.lane_id, place.priority)).or_insert(place.seq);
         *first = place.seq.min(*first);
     }
-    firsts.into_iter().map(|((lane_id, priority), seq)| Hint::Ready { lane_id, priority, seq })
+    let place = |((lane_id, priority), seq)| ReadyPlace { lane_id, priority, seq };
+    firsts.into_iter().map(place).map(Hint::Ready)
 }
 
 #[cfg(test)]
@@ -110,7 +118,8 @@ mod tests {
         let hints = [
             Hint::Anything,
             Hint::Revoked,
-            Hint::Ready { lane_id: 7, priority: 3, seq: 99 },
+            Hint::Ready(ReadyPlace { lane_id: 7, priority: 3, seq: 99 }),
+            Hint::Soon(ReadyPlace { lane_id: 7, priority: 0, seq: 100 }),
             Hint::Freed(SessionId(Uuid::from_u128(5))),
             Hint::Caller("a.b-c_1".to_owned()),
             Hint::Probe,
@@ -119,7 +128,7 @@ mod tests {
         for hint in hints {
             assert_eq!(Hint::parse(&hint.to_string()), hint);
         }
-        for word in ["", "ready", "ready:1:x:2", "freed:?", "what is this"] {
+        for word in ["", "ready", "ready:1:x:2", "soon:1:99999:2", "freed:?", "what is this"] {
             assert_eq!(Hint::parse(word), Hint::Anything, "{word}");
         }
     }
@@ -129,7 +138,9 @@ mod tests {
         let many = |n: u128| (0..n).map(|n| Hint::Freed(SessionId(Uuid::from_u128(n))));
         let hints: BTreeSet<Hint> = many(10).collect();
         assert_eq!(payload(&hints).split(' ').count(), 10);
-        let hints: BTreeSet<Hint> = many(1_000).chain([Hint::Caller("gone".to_owned())]).collect();
-        assert_eq!(payload(&hints), "* revoked probe orphaned caller:gone");
+        let soon = Hint::Soon(ReadyPlace { lane_id: 1, priority: 2, seq: 3 });
+        let hints: BTreeSet<Hint> =
+            many(1_000).chain([Hint::Caller("gone".to_owned()), soon]).collect();
+        assert_eq!(payload(&hints), "* revoked probe orphaned soon:1:2:3 caller:gone");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -121,14 +121,13 @@ impl Wake {
         }
     }
 
-    /// What the others are to be told of these, if it may be said right now; it counts as said then.
-    pub(super) fn say_ready(&self, places: &[ReadyPlace]) -> Option<String> {
-        let mut outgoing = self.outgoing();
-        if places.is_empty() || outgoing.pause().is_some() {
-            return None;
+    /// Tells the others of a task that is being committed, if something may be said right now; later is after the commit.
+    pub(super) fn tell_soon(&self, place: ReadyPlace) -> bool {
+        let at_once = self.outgoing().pause().is_none();
+        if at_once {
+            self.tell([Hint::Soon(place)]);
         }
-        outgoing.hints.extend(ready_hints(places));
-        self.say(&mut outgoing)
+        at_once
     }
 
     /// What is to be said now, if there is anything.
@@ -241,7 +240,7 @@ impl Replica {
     }
 
     fn act_on(&self, hint: &Hint) {
-        if matches!(hint, Hint::Anything | Hint::Ready { .. }) {
+        if matches!(hint, Hint::Anything | Hint::Ready(_)) {
             let mut hinted = self.wake.hinted.lock().unwrap_or_else(PoisonError::into_inner);
             hinted.get_or_insert_with(Instant::now);
         }
@@ -253,9 +252,8 @@ impl Replica {
                 self.wake.dispatch();
             }
             Hint::Revoked => self.wake.revoked.send_modify(|n| *n += 1),
-            Hint::Ready { lane_id, priority, seq } => {
-                let place = ReadyPlace { lane_id: *lane_id, priority: *priority, seq: *seq };
-                self.store.ready_at(&[place]);
+            Hint::Ready(place) | Hint::Soon(place) => {
+                self.store.ready_at(&[*place]);
                 self.wake.match_now();
                 self.wake.dispatch();
             }
@@ -278,15 +276,28 @@ impl Replica {
     }
 
     /// Another replica, or plain SQL, said this.
-    fn heard(&self, payload: &str) {
+    fn heard(self: &Arc<Self>, payload: &str) {
+        let mut soon = Vec::new();
         for word in payload.split(' ') {
-            if word == "callers" {
-                self.callers.forget_all();
-            } else {
-                self.act_on(&Hint::parse(word));
+            match Hint::parse(word) {
+                _ if word == "callers" => self.callers.forget_all(),
+                Hint::Soon(place) => soon.push(place),
+                hint => self.act_on(&hint),
             }
         }
+        if !soon.is_empty() {
+            tokio::spawn(when_created(Arc::clone(self), soon));
+        }
     }
+}
+
+/// Another replica commits these tasks. Whoever looked before that would see nothing, and not look again.
+async fn when_created(replica: Arc<Replica>, places: Vec<ReadyPlace>) {
+    if let Err(error) = replica.store.await_creations(&places).await {
+        // As if it was told of after the commit, which it mostly is by now; else the poll finds it.
+        tracing::debug!(error = %error_chain(&error), "the creation of a task could not be waited for");
+    }
+    replica.wake_ready_here(&places);
 }
 
 /// The one sender of NOTIFY: commits with a pending NOTIFY queue on one cluster-wide lock, so it is not part of anybody's
@@ -310,7 +321,7 @@ pub(super) async fn send(replica: &Replica) {
 }
 
 /// Hears what others say, on a connection of its own; connects again for ever, and scans after each time.
-pub(super) async fn listen(replica: &Replica) {
+pub(super) async fn listen(replica: &Arc<Replica>) {
     let mut pause = Duration::from_millis(100);
     while !replica.shutdown.is_triggered() {
         match replica.store.listen().await {
@@ -362,19 +373,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ready_is_said_at_once_unless_something_was_said_just_now() {
+    fn what_is_being_committed_is_told_unless_something_was_said_just_now() {
         let wake = Wake::new();
         let place = |seq| ReadyPlace { lane_id: 1, priority: 2, seq };
-        assert_eq!(wake.say_ready(&[]), None);
         assert_eq!(wake.say(&mut wake.outgoing()), None, "nobody said anything");
         wake.tell([Hint::Probe]);
-        let said = wake.say_ready(&[place(8), place(7)]);
-        assert_eq!(said.as_deref(), Some("ready:1:2:7 probe"), "with what was to be said");
-        assert!(wake.is_echo("ready:1:2:7 probe"));
-        assert_eq!(wake.say_ready(&[place(9)]), None);
-        wake.tell(ready_hints(&[place(9)]));
+        assert!(wake.tell_soon(place(8)));
+        let said = wake.say(&mut wake.outgoing());
+        assert_eq!(said.as_deref(), Some("soon:1:2:8 probe"), "with what was to be said");
+        assert!(wake.is_echo("soon:1:2:8 probe"));
+        assert!(
+            !wake.tell_soon(place(9)),
+            "it would be told later than by a hint after its commit"
+        );
         assert!(wake.outgoing().pause().is_some());
         wake.outgoing().said = Instant::now().checked_sub(PAUSE);
-        assert_eq!(wake.say(&mut wake.outgoing()).as_deref(), Some("ready:1:2:9"));
+        assert_eq!(wake.say(&mut wake.outgoing()), None);
+        assert!(wake.tell_soon(place(9)));
     }
 }

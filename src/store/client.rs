@@ -147,12 +147,6 @@ impl Transaction<'_> {
         Ok(done)
     }
 
-    /// Sends a statement at once, behind the commit that is on its way; it runs in a transaction of its own, and whether it
-    /// went well nobody is told. It must be ready.
-    pub(super) fn send_behind_commit(&self, statement: &Statement, params: Params<'_>) {
-        let _ = self.client.query(statement, params).now_or_never();
-    }
-
     /// True once it is committed, or may be.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)

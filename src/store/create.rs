@@ -226,7 +226,7 @@ impl Store {
         };
         journal.write();
         let outcome = Created::New(inserted.ids());
-        let Inserted { tasks, places, told } = inserted;
+        let Inserted { tasks, places, told, .. } = inserted;
         Ok(Some(Creation { outcome, tasks, places, told }))
     }
 

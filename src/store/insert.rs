@@ -11,7 +11,7 @@ use super::{
     journal::{Journal, Line},
     new_task::NewTask,
     rows::{get, word},
-    statement::{INSERT_TASKS, MAKE_TASK_IDS, Params, SEND_NOTIFY},
+    statement::{INSERT_TASKS, MAKE_TASK_IDS, Params},
 };
 use crate::model::{Actor, EventType, Lease, Repo, Status, Task, TaskId, branch_name};
 
@@ -97,8 +97,9 @@ pub(super) async fn make_ids<C: GenericClient>(
     Ok(rows.iter().map(|r| TaskId(get::<Uuid>(r, "task_id"))).collect())
 }
 
-/// What the other replicas are to be told of tasks as soon as these are committed; `None` when that is left to the caller.
-pub type Tell<'a> = dyn Fn(&[ReadyPlace]) -> Option<String> + Sync + 'a;
+/// May tell the other replicas of a task that is being committed, see [`super::Store::await_creations`]. False when that is left to
+/// the caller.
+pub type Tell<'a> = dyn Fn(ReadyPlace) -> bool + Sync + 'a;
 
 /// Tasks that were inserted, in the order of the request.
 #[derive(Debug)]
@@ -108,6 +109,8 @@ pub(super) struct Inserted {
     pub(super) places: Vec<ReadyPlace>,
     /// The other replicas are told of these places.
     pub(super) told: bool,
+    /// Who is told of them before they are committed can wait for that.
+    held: bool,
 }
 
 impl Inserted {
@@ -227,8 +230,12 @@ pub(super) async fn insert<C: GenericClient>(
     journal: &mut Journal,
 ) -> Result<Inserted, StoreError> {
     let rows = Columns::of(tasks).insert(client, say_why).await?;
-    let mut inserted =
-        Inserted { tasks: Vec::with_capacity(rows.len()), places: Vec::new(), told: false };
+    let mut inserted = Inserted {
+        tasks: Vec::with_capacity(rows.len()),
+        places: Vec::new(),
+        told: false,
+        held: false,
+    };
     for row in &rows {
         let place = usize::try_from(get::<i64>(row, "ord") - 1).unwrap_or(usize::MAX);
         let Some(task) = tasks.get(place) else { continue };
@@ -247,6 +254,7 @@ pub(super) async fn insert<C: GenericClient>(
         {
             let priority = get(row, "priority");
             inserted.places.push(ReadyPlace { lane_id, priority, seq: get(row, "seq") });
+            inserted.held = get(row, "held");
         }
         inserted.tasks.push(made);
     }
@@ -278,15 +286,13 @@ async fn insert_and_commit(
         // The commit goes along: nothing is in their way but all of themselves. The insert is one statement, so it may as well
         // be committed without the `begin`.
         INSERT_TASKS.prepare(client).await?;
-        SEND_NOTIFY.prepare(client).await?;
         let tx = open(client);
         let inserting = async {
             let ((), mut inserted) =
                 tokio::try_join!(biased; tx.begin_planned(), insert(&tx, tasks, true, journal))?;
-            // While the commit waits for the disk: who is told by the next statement has it a round trip earlier.
-            if let Some(payload) = tell(&inserted.places) {
-                tx.send_behind_commit(&SEND_NOTIFY, &[&payload]);
-                inserted.told = true;
+            // While the commit waits for the disk.
+            if let (true, [place]) = (inserted.held, inserted.places.as_slice()) {
+                inserted.told = tell(*place);
             }
             Ok(inserted)
         };

@@ -6,7 +6,11 @@ use futures_util::future::poll_fn;
 use tokio::time::Instant;
 use tokio_postgres::{AsyncMessage, Client};
 
-use super::{Store, StoreError, servers::Messages, statement::SEND_NOTIFY};
+use super::{
+    ReadyPlace, Store, StoreError,
+    servers::Messages,
+    statement::{AWAIT_CREATIONS, SEND_NOTIFY},
+};
 
 /// Said again, it changes nothing, so it also serves as a question.
 const LISTEN: &str = "listen fleet_wake";
@@ -98,6 +102,14 @@ impl Store {
         let mut listener = Listener { client, messages, heard: VecDeque::new(), ask };
         listener.run("listen", LISTEN).await?;
         Ok(listener)
+    }
+
+    /// Waits until these tasks, of which another replica has told while it commits, are there, or never will be: 5 s at most
+    /// (`lock_timeout`).
+    pub async fn await_creations(&self, places: &[ReadyPlace]) -> Result<(), StoreError> {
+        let seqs: Vec<i64> = places.iter().map(|place| place.seq).collect();
+        self.read_one(&AWAIT_CREATIONS, &[&seqs]).await?;
+        Ok(())
     }
 
     /// Wakes the other replicas.

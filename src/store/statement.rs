@@ -32,6 +32,7 @@ statements! {
     APPEND_LOG "append_log"
     APPEND_RUN_OUTPUT "append_run_output"
     ASSIGN_TASK "assign_task"
+    AWAIT_CREATIONS "await_creations"
     BEAT_AGENTS "beat_agents"
     BEAT_REPLICA "beat_replica"
     BEGIN_SESSION "begin_session"

@@ -31,7 +31,7 @@ async fn known(store: &Store, id: &str) -> SessionId {
 async fn hinted(store: &Store, count: usize) -> Vec<TaskId> {
     let tasks = vec![task(&[], Mode::Undecided); count];
     let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    let made = store.create_tasks(&request, &|_| None).await.unwrap();
+    let made = store.create_tasks(&request, &|_| false).await.unwrap();
     store.ready_at(&made.places);
     made.tasks.iter().map(|task| task.task_id).collect()
 }

@@ -1,9 +1,6 @@
 //! Wake-ups: hints over memory and NOTIFY, faster than the poll that is the truth behind them.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use agent_fleet::{
     model::ExecutionMode,
@@ -65,35 +62,110 @@ async fn wakes(
     missed.push(what);
 }
 
+/// Commits of new tasks wait for this advisory lock, as they do for a disk.
+const COMMIT: i64 = 7;
+
+/// A connection that holds commits of new tasks back until it is dropped.
+async fn hold_commits(db: &Db) -> tokio_postgres::Client {
+    db.execute(&format!(
+        "create function fleet.wait() returns trigger language plpgsql as
+           $$ begin perform pg_advisory_xact_lock_shared({COMMIT}); return null; end $$;
+         create constraint trigger wait after insert on fleet.tasks deferrable initially deferred
+           for each row execute function fleet.wait()"
+    ))
+    .await;
+    let gate = db.connect().await;
+    gate.batch_execute(&format!("select pg_advisory_lock({COMMIT})")).await.unwrap();
+    gate
+}
+
 #[tokio::test]
-async fn the_others_are_told_right_behind_the_commit_of_a_creation() {
+async fn of_a_single_task_the_others_are_told_while_it_is_committed() {
     let db = Db::new().await;
     let store = db.store();
-    let mut listener = store.listen().await.unwrap();
-    let request = |key: Option<&str>| NewRequest {
-        tasks: vec![NewTask { key: key.map(str::to_owned), ..task(&[], ExecutionMode::Undecided) }],
+    let request = |key: Option<&str>, count| NewRequest {
+        tasks: vec![
+            NewTask { key: key.map(str::to_owned), ..task(&[], ExecutionMode::Undecided) };
+            count
+        ],
         idempotency_key: None,
         actor: operator(),
     };
-    let asked: Mutex<Vec<ReadyPlace>> = Mutex::default();
-    let tell = |places: &[ReadyPlace]| {
-        asked.lock().unwrap().extend(places);
-        Some("told".to_owned())
+    let (told, mut places) = tokio::sync::mpsc::unbounded_channel();
+    let tell = move |place: ReadyPlace| told.send(place).is_ok();
+    let gate = hold_commits(&db).await;
+    let creating = {
+        let (store, tell) = (store.clone(), tell.clone());
+        let request = request(None, 1);
+        tokio::spawn(async move { store.create_tasks(&request, &tell).await.unwrap() })
     };
-    let made = store.create_tasks(&request(None), &tell).await.unwrap();
-    assert!(made.told);
-    assert_eq!(made.places, *asked.lock().unwrap());
-    // Who hears it finds the task.
-    assert_eq!(listener.next().await.unwrap(), "told");
+    let place = places.recv().await.unwrap();
+    // Who hears it waits for the commit.
+    let waiting = {
+        let store = store.clone();
+        tokio::spawn(async move { store.await_creations(&[place]).await.unwrap() })
+    };
+    db.until_waiting(2).await;
+    assert_eq!(db.count("select count(*) from fleet.tasks").await, 0);
+    drop(gate);
+    waiting.await.unwrap();
     assert_eq!(db.count("select count(*) from fleet.tasks").await, 1);
-    // Said by its caller: what may have to be left out, and what may not be said now.
-    let made = store.create_tasks(&request(Some("key")), &tell).await.unwrap();
+    let made = creating.await.unwrap();
+    assert!(made.told && made.places == [place]);
+    store.await_creations(&[place, ReadyPlace { seq: 99, ..place }]).await.unwrap();
+    // Said by its caller: what may have to be left out, what is not alone, and what may not be said now.
+    let made = store.create_tasks(&request(Some("key"), 1), &tell).await.unwrap();
     assert!(!made.told && made.places.len() == 1);
-    let made = store.create_tasks(&request(None), &|_| None).await.unwrap();
+    let made = store.create_tasks(&request(None, 2), &tell).await.unwrap();
+    assert!(!made.told && made.places.len() == 2);
+    let made = store.create_tasks(&request(None, 1), &|_| false).await.unwrap();
     assert!(!made.told && made.places.len() == 1);
-    store.notify("the end").await.unwrap();
-    assert_eq!(listener.next().await.unwrap(), "the end");
-    assert_eq!(asked.lock().unwrap().len(), 1);
+    assert!(places.try_recv().is_err());
+}
+
+/// A transaction has room for some thousands of locks.
+#[tokio::test]
+async fn plain_sql_makes_tasks_without_a_lock_each() {
+    let db = Db::new().await;
+    let locks =
+        "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
+    let held = async |tells: &str| {
+        let set = format!("begin; set local agent_fleet.tells = '{tells}'");
+        db.execute(&format!("{set}; select fleet.enqueue('one'), fleet.enqueue('two')")).await;
+        let held = db.count(locks).await;
+        db.execute("rollback").await;
+        held
+    };
+    assert_eq!(held("").await, 0);
+    assert_eq!(held("itself").await, 2, "a replica's are held");
+}
+
+#[tokio::test]
+async fn who_is_told_of_a_task_before_its_commit_looks_after_it() {
+    let db = Db::new().await;
+    let one = Arc::new(Node::start(&db, "r1", "").await);
+    let two = Arc::new(Node::start(&db, "r2", "").await);
+    eventually("it listens", async || one.replica.listening().ok()).await;
+    let mut heard = db.store().listen().await.unwrap();
+    one.register("a", &[], 1).await;
+    let poll = waits(&one, "a").await;
+    let gate = hold_commits(&db).await;
+    let creating = {
+        let two = Arc::clone(&two);
+        tokio::spawn(async move { two.create("t", &[]).await })
+    };
+    while !heard.next().await.unwrap().contains("soon:") {}
+    // The creation, and the replica that heard of it.
+    db.until_waiting(2).await;
+    assert!(!poll.is_finished());
+    drop(gate);
+    let task = poll.await.unwrap().unwrap();
+    assert_eq!(task["task_id"], json!(creating.await.unwrap()));
+    assert_eq!(one.complete(&task, "a").await.0.as_u16(), 200);
+    db.check_history().await;
+    for node in [one, two] {
+        Arc::into_inner(node).unwrap().stop().await;
+    }
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ pub(crate) async fn create(store: &Store, task: NewTask, count: usize) -> Vec<Ta
 /// One request for these.
 pub(crate) async fn create_all(store: &Store, tasks: Vec<NewTask>) -> Created {
     let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    let creating = Box::pin(store.create_tasks(&request, &|_| None));
+    let creating = Box::pin(store.create_tasks(&request, &|_| false));
     creating.await.unwrap().outcome
 }
 
