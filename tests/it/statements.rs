@@ -129,15 +129,21 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
     }
 }
 
-/// By statistics of a moment with no ready task, their index looks as good to read as one row.
-#[tokio::test]
-async fn a_claim_at_once_takes_its_row_by_its_id_also_when_none_was_ready() {
+/// 10,000 tasks that are done, and statistics of a moment when nothing is ready or held; sessions as a replica has them.
+async fn all_done() -> Db {
     let db = Db::new().await;
     db.execute(
         "insert into fleet.tasks (status) select 'completed' from generate_series(1, 10000);
          analyze fleet.tasks; set enable_seqscan = off",
     )
     .await;
+    db
+}
+
+/// By statistics of a moment with no ready task, their index looks as good to read as one row.
+#[tokio::test]
+async fn a_claim_at_once_takes_its_row_by_its_id_also_when_none_was_ready() {
+    let db = all_done().await;
     let plan = plan(&db, "claim_pull_at_once", AT_ONCE).await;
     assert_eq!(plan.matches("using tasks_ready_pull").count(), 1, "{plan}");
     assert_eq!(plan.matches("using tasks_pkey").count(), 2, "{plan}");
@@ -235,12 +241,7 @@ async fn holder_writes_find_their_row_by_primary_key() {
 /// looks empty.
 #[tokio::test]
 async fn what_has_been_held_is_not_read_for_what_is_due_or_held_now() {
-    let db = Db::new().await;
-    db.execute(
-        "insert into fleet.tasks (status) select 'completed' from generate_series(1, 10000);
-         analyze fleet.tasks; set enable_seqscan = off",
-    )
-    .await;
+    let db = all_done().await;
     for (name, values) in DUE {
         let plan = plan(&db, name, values).await;
         assert!(plan.contains("tasks_due") && !plan.contains("tasks_held"), "{name}:\n{plan}");
