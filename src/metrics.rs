@@ -24,8 +24,9 @@ const SECONDS: [f64; 13] =
 /// Rows that share one statement.
 const ROWS: [f64; 10] = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 1000.0];
 /// The statements whose rows share one commit.
-const BATCHES: [&str; 6] = [
+const BATCHES: [&str; 7] = [
     "claim_pull_3_take",
+    "claim_pull_next",
     "claim_push_3_take",
     "complete_leases",
     "end_leases",

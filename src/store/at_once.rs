@@ -17,7 +17,7 @@ use super::{
     rows,
     statement::{CLAIM_PULL_AT_ONCE, Params},
 };
-use crate::model::Actor;
+use crate::model::{Actor, Source};
 
 /// The tasks that it shows at most.
 const DEPTH: i64 = 2;
@@ -61,7 +61,7 @@ impl Store {
         };
         let client = self.client().await?;
         // Others are to look further down.
-        let _reading = self.crowd().read(1);
+        let _head = self.crowd().take_head(1);
         let ask: Params<'_> = &[
             &ranges.lanes,
             &ranges.priorities,
@@ -80,7 +80,8 @@ impl Store {
         for row in &found {
             let Some(task) = rows::shown_task(row)? else { continue };
             let (task_id, lease) = (task.task_id, task.lease);
-            held.push(Claimed { task_id, lease, claim_id: Some(waiter.claim_id) });
+            let (claim_id, of_issue) = (Some(waiter.claim_id), task.source == Source::Forgejo);
+            held.push(Claimed { task_id, lease, claim_id, of_issue });
             claims.claimed.push((0, task_id, lease));
             claims.tasks.insert(task_id, task);
             journal.note(|| {

@@ -28,6 +28,9 @@ struct State {
     clock: u64,
     /// When the reads began whose candidates are still in use, and how many tasks are going to be chosen from each.
     reads: BTreeMap<u64, usize>,
+    /// How many statements are under way that take the head of the queue, and when the last of them ended.
+    heads: usize,
+    last_head: u64,
     /// Tasks chosen by a transaction under way, or by one that ended at this time: what was read before does not show it.
     chosen: HashMap<TaskId, Option<u64>>,
 }
@@ -46,6 +49,10 @@ pub(super) struct Reading {
     state: Arc<Mutex<State>>,
     begun: u64,
 }
+
+/// A statement that takes the head of the queue without choosing before; kept until it has ended.
+#[derive(Debug)]
+pub(super) struct Head(Reading);
 
 /// What a transaction has chosen; kept until it has ended.
 #[derive(Debug)]
@@ -81,10 +88,22 @@ impl Crowd {
         state.apart == 0 && state.reads.is_empty() && state.chosen.is_empty()
     }
 
-    /// A claim got all that it had chosen, or lost some to others.
-    pub(super) fn learn(&self, lost: bool) {
+    /// A claim got all that it had chosen from what it read, or lost some to others: to another replica, unless this one has
+    /// taken the head of the queue meanwhile.
+    pub(super) fn learn(&self, reading: &Reading, lost: bool) {
         let mut state = lock(&self.0);
-        state.apart = if lost { APART } else { state.apart.saturating_sub(1) };
+        if !lost {
+            state.apart = state.apart.saturating_sub(1);
+        } else if state.heads == 0 && state.last_head <= reading.begun {
+            state.apart = APART;
+        }
+    }
+
+    /// A statement begins that takes so many tasks from the head of the queue, wherever that is by then.
+    pub(super) fn take_head(&self, wanted: usize) -> Head {
+        let (reading, _) = self.read(wanted);
+        lock(&self.0).heads += 1;
+        Head(reading)
     }
 
     /// Begins to read candidates, of which so many are wanted. Says beside it how many of those that it will find are others':
@@ -154,6 +173,15 @@ impl Reading {
     /// What others have chosen of what it read.
     pub(super) fn taken(&self) -> HashSet<TaskId> {
         self.hidden(&lock(&self.state))
+    }
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        let state = &mut *lock(&self.0.state);
+        state.heads -= 1;
+        state.clock += 1;
+        state.last_head = state.clock;
     }
 }
 
@@ -273,13 +301,22 @@ mod tests {
             all.map(|c| c.task_id.0.as_u128())
         };
         assert_eq!(order(crowd.share()), [2, 3, 4, 5, 7]);
-        crowd.learn(true);
+        let (reading, _) = crowd.read(1);
+        let head = crowd.take_head(1);
+        crowd.learn(&reading, true);
+        assert_eq!(crowd.share(), Share::ALL, "lost to this replica itself, for all that is known");
+        drop(head);
+        crowd.learn(&reading, true);
+        assert_eq!(crowd.share(), Share::ALL, "read before that ended");
+        drop(reading);
+        let (reading, _) = crowd.read(1);
+        crowd.learn(&reading, true);
         assert_eq!(order(crowd.share()), [3, 5, 2, 4, 7]);
         assert_eq!(crowd.share().so_deep(3), (3 + SPREAD) * 2);
-        (0..APART).for_each(|_| crowd.learn(false));
+        (0..APART).for_each(|_| crowd.learn(&reading, false));
         assert_eq!(crowd.share(), Share::ALL);
         assert_eq!(crowd.share().so_deep(3), 3);
-        crowd.learn(true);
+        crowd.learn(&reading, true);
         for (place, of) in [(0, 1), (0, 0), (3, 2), (1, 100)] {
             stand(place, of);
             assert_eq!(order(crowd.share()), [2, 3, 4, 5, 7], "{place} of {of}");

@@ -67,12 +67,6 @@ impl<'a> Ending<'a> {
             return Ok(Vec::new());
         }
         // One statement for all, so that tasks are locked in one order.
-        let is_completed = |end: &EndLease| {
-            let says = end.receipt.as_ref().map(|receipt| receipt.status);
-            end.outcome == Outcome::Completed
-                && says == Some(ReceiptStatus::Completed)
-                && end.reason.is_none()
-        };
         if !self.ends.iter().all(is_completed) {
             return self.judge(client, &self.places).await;
         }
@@ -150,19 +144,7 @@ impl<'a> Ending<'a> {
             if get::<bool>(row, "applied")
                 && let Some(end) = self.ends.get(place)
             {
-                let event: &str = get(row, "type");
-                let stays = event == EventType::LeaseEnded.as_str();
-                journal.note(|| Line {
-                    task_id: end.held.task_id.0,
-                    event: event.to_owned(),
-                    from: Some(get(row, "from_status")),
-                    status: (!stays).then(|| get(row, "to_status")),
-                    lease: end.held.lease,
-                    attempt: Some(get(row, "attempt")),
-                    actor: end.actor.to_string(),
-                    traced: Traced::attempt(row, end.receipt.is_some()),
-                    ..Line::default()
-                });
+                journal.note(|| ended_line(end, row));
             }
             if get::<bool>(row, "applied") && get::<&str>(row, "source") == "forgejo" {
                 from_forge.extend(self.tasks.get(place));
@@ -188,8 +170,33 @@ impl<'a> Ending<'a> {
     }
 }
 
+/// A receipt says that the work is done: the commonest end, for which there are statements of their own.
+pub(super) fn is_completed(end: &EndLease) -> bool {
+    let says = end.receipt.as_ref().map(|receipt| receipt.status);
+    end.outcome == Outcome::Completed
+        && says == Some(ReceiptStatus::Completed)
+        && end.reason.is_none()
+}
+
+/// The log line of an end, by a row of its statement.
+pub(super) fn ended_line(end: &EndLease, row: &Row) -> Line {
+    let event: &str = get(row, "type");
+    let stays = event == EventType::LeaseEnded.as_str();
+    Line {
+        task_id: end.held.task_id.0,
+        event: event.to_owned(),
+        from: Some(get(row, "from_status")),
+        status: (!stays).then(|| get(row, "to_status")),
+        lease: end.held.lease,
+        attempt: Some(get(row, "attempt")),
+        actor: end.actor.to_string(),
+        traced: Traced::attempt(row, end.receipt.is_some()),
+        ..Line::default()
+    }
+}
+
 /// The canonical bytes of a receipt, to recognise it when it is sent again.
-fn receipt_hash(receipt: &serde_json::Value) -> Vec<u8> {
+pub(super) fn receipt_hash(receipt: &serde_json::Value) -> Vec<u8> {
     Sha256::digest(receipt.to_string()).to_vec()
 }
 

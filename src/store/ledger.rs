@@ -25,6 +25,8 @@ pub(super) struct Claimed {
     pub(super) lease: Lease,
     /// The request that was answered with it.
     pub(super) claim_id: Option<Uuid>,
+    /// The task is an issue of the forge.
+    pub(super) of_issue: bool,
 }
 
 /// What was registered in a session.
@@ -177,7 +179,12 @@ mod tests {
     use super::*;
 
     fn claimed(n: u128) -> Claimed {
-        Claimed { task_id: TaskId(Uuid::from_u128(n)), lease: Lease(1), claim_id: None }
+        Claimed {
+            task_id: TaskId(Uuid::from_u128(n)),
+            lease: Lease(1),
+            claim_id: None,
+            of_issue: false,
+        }
     }
 
     #[test]

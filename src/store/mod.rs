@@ -32,6 +32,7 @@ mod logs;
 mod loops;
 mod migrations;
 mod new_task;
+mod next;
 mod operator;
 mod ready;
 mod retention;

@@ -88,6 +88,17 @@ pub(super) struct Ready {
     state: Mutex<State>,
 }
 
+/// Where the queue begins for a set of capabilities, where that is in one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct First {
+    pub(super) lane_id: i64,
+    pub(super) priority: i16,
+    /// From which `seq` on.
+    pub(super) low: i64,
+    /// Number of the last hint before that was asked.
+    begun: u64,
+}
+
 /// Where a read looks: the parameters of `claim_pull_2_ready`.
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
@@ -189,6 +200,31 @@ impl Ready {
             }
         }
         ranges
+    }
+
+    /// Where the queue begins for this set; `None` where that is not known, or nothing is ready, or several lanes have a part
+    /// in it.
+    pub(super) fn first(&self, set: &CapabilitySet) -> Option<First> {
+        let ranges = self.ranges(&[set], false);
+        let priority = *ranges.priorities.iter().max()?;
+        let mut there = (0..ranges.lanes.len()).filter(|n| ranges.priorities[*n] == priority);
+        let n = there.next().filter(|_| there.next().is_none() && !ranges.blind)?;
+        let (lane_id, low) = (ranges.lanes[n], ranges.lows[n]);
+        Some(First { lane_id, priority, low, begun: ranges.begun })
+    }
+
+    /// A claim found nothing before this `seq` there, but for what others had locked: should they give it back without a
+    /// hint, the poll finds it.
+    pub(super) fn have_taken_from(&self, first: &First, seq: i64) {
+        self.raise(first.lane_id, first.priority, seq, first.begun);
+    }
+
+    /// This is the first ready task there for who began to look at this hint.
+    fn raise(&self, lane_id: i64, priority: i16, seq: i64, begun: u64) {
+        let state = &mut *self.lock();
+        if state.forgotten <= begun {
+            state.marks.entry((lane_id, priority)).or_default().raise(seq, begun);
+        }
     }
 
     /// True when something may be ready for this set. Also while the lanes are not known.
@@ -307,7 +343,7 @@ impl Store {
     }
 
     /// The poll that is the truth behind all hints, for these sessions that wait: reads the lanes, and looks for ready tasks
-    /// in front of those from which claims read, which the next claim finds, and for pins. Returns the sessions whose agents
+    /// in front of those from which claims read, which the next claim finds, for lanes where nothing is left, and for pins. Returns the sessions whose agents
     /// something is pinned to. One transaction.
     pub async fn look_below(&self, sessions: &[SessionId]) -> Result<Vec<SessionId>, StoreError> {
         let agents: HashMap<String, SessionId> = sessions
@@ -329,15 +365,15 @@ impl Store {
         )?;
         commit(tx).await?;
         self.ready().set_lanes(&known, begun);
-        let found: Vec<ReadyPlace> = found
-            .iter()
-            .map(|row| ReadyPlace {
-                lane_id: get(row, "lane_id"),
-                priority: get(row, "priority"),
-                seq: get(row, "seq"),
-            })
-            .collect();
-        self.ready().hint(&found);
+        let mut below: Vec<ReadyPlace> = Vec::new();
+        for row in &found {
+            let (lane_id, priority) = (get(row, "lane_id"), get(row, "priority"));
+            match get(row, "seq") {
+                Some(seq) => below.push(ReadyPlace { lane_id, priority, seq }),
+                None => self.ready().raise(lane_id, priority, NOTHING, begun),
+            }
+        }
+        self.ready().hint(&below);
         let pinned = pinned.iter().filter_map(|r| agents.get(get::<&str>(r, "pinned_to")).copied());
         Ok(pinned.collect())
     }

@@ -49,6 +49,7 @@ statements! {
     CLAIM_PULL_3_TAKE "claim_pull_3_take"
     CLAIM_PULL_4_SWITCH "claim_pull_4_switch"
     CLAIM_PULL_AT_ONCE "claim_pull_at_once"
+    CLAIM_PULL_NEXT "claim_pull_next"
     CLAIM_PUSH_1_LOCK "claim_push_1_lock"
     CLAIM_PUSH_2_COUNT "claim_push_2_count"
     CLAIM_PUSH_2_PINNED "claim_push_2_pinned"

@@ -22,7 +22,7 @@ use super::{
     },
     work::{PullClaims, Waiter, Worked, show},
 };
-use crate::model::{Actor, Lease, SessionId, TaskId};
+use crate::model::{Actor, Lease, SessionId, Source, TaskId};
 
 impl Store {
     /// Claims for the sessions that are locked. Returns what each of them holds then. Where others are hardly in the way, the
@@ -139,11 +139,14 @@ impl Store {
                 served.insert(place);
                 claims.claimed.push((place, task_id, lease));
                 if let Some(held) = held.get_mut(&waiters[place].session) {
-                    held.push(Claimed { task_id, lease, claim_id: Some(waiters[place].claim_id) });
+                    let of_issue =
+                        claims.tasks.get(&task_id).is_some_and(|t| t.source == Source::Forgejo);
+                    let claim_id = Some(waiters[place].claim_id);
+                    held.push(Claimed { task_id, lease, claim_id, of_issue });
                 }
             }
             let complete = taken.len() == pairs.len();
-            self.crowd().learn(!complete);
+            self.crowd().learn(&candidates.reading, !complete);
             claims.shortfall |= !complete || pairs.len() == TASKS;
             if tx.is_over() || complete && !candidates.is_blind() {
                 break;
@@ -250,6 +253,7 @@ impl Store {
                     task_id: TaskId(get::<Uuid>(&row, "task_id")),
                     lease: Lease(get(&row, "lease")),
                     claim_id: get(&row, "claim_id"),
+                    of_issue: get(&row, "of_issue"),
                 });
             }
         }

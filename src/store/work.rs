@@ -140,12 +140,7 @@ impl Store {
         }
         let mut claims =
             self.work_once(&[], Duration::ZERO, &chosen, Some(candidates), unheard).await?.claims;
-        for claim in &mut claims.claimed {
-            claim.0 = places[claim.0];
-        }
-        for list in [&mut claims.repeated, &mut claims.ended, &mut claims.barred] {
-            list.iter_mut().for_each(|place| *place = places[*place]);
-        }
+        claims.at_places(&places);
         // Who was passed over for a candidate that went to nobody.
         claims.shortfall |=
             passed_over || (blind || !claims.barred.is_empty()) && places.len() < waiters.len();
@@ -161,7 +156,7 @@ impl Store {
         waiters: &[Waiter],
     ) -> Result<Worked, StoreError> {
         let mut unheard = false;
-        retry!(self.work_once(ends, backoff, waiters, None, &mut unheard).await)
+        retry!(self.work_or_next(ends, backoff, waiters, &mut unheard).await)
     }
 
     /// `unheard` is true once the commit of an earlier try was not heard of.

@@ -36,8 +36,8 @@ async fn hinted(store: &Store, count: usize) -> Vec<TaskId> {
     made.tasks.iter().map(|task| task.task_id).collect()
 }
 
-/// How many agents were locked by it: no other claim locks them.
-async fn served(db: &Db) -> i64 {
+/// How many agents were locked by a claim in one statement: no other claim locks them.
+pub(crate) async fn served(db: &Db) -> i64 {
     db.count("select count(*) from fleet.agents where xmax::text <> '0'").await
 }
 
@@ -60,7 +60,8 @@ fn late() -> String {
     text
 }
 
-async fn claimer(db: &Db, session: SessionId) -> Uuid {
+/// Who was the last to claim for a session.
+pub(crate) async fn claimer(db: &Db, session: SessionId) -> Uuid {
     let sql = "select claimer from fleet.sessions where session_id = $1";
     db.rows(sql, &[&session.0]).await[0].get(0)
 }

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// What is left of a task besides what names it; of times only whether there is one.
-async fn picture(db: &Db, held: HeldLease) -> Value {
+pub(crate) async fn picture(db: &Db, held: HeldLease) -> Value {
     let row = db
         .rows(
             "select jsonb_build_object(

@@ -44,6 +44,7 @@ mod liveness;
 mod marks;
 mod membership;
 mod metrics;
+mod next;
 mod openapi;
 mod parking;
 mod pgbouncer;

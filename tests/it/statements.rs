@@ -37,6 +37,7 @@ async fn every_statement_that_shows_tasks_has_the_same_columns_in_the_same_order
         "list_tasks",
         "claim_pull_3_take",
         "claim_pull_at_once",
+        "claim_pull_next",
         "end_leases",
         "complete_leases",
     ] {
@@ -81,6 +82,10 @@ async fn stale_backlog() -> Db {
 const AT_ONCE: &str =
     "array[1], array[1], array[0], gen_random_uuid(), 'a', gen_random_uuid(), gen_random_uuid()";
 
+/// Parameters of a completion and the next claim in one statement.
+const NEXT: &str = "array[gen_random_uuid()], array[1], array[gen_random_uuid()], array['a'], array['{}'::jsonb],
+    array['x'::bytea], array[null::text], array[gen_random_uuid()], array[1], array[1], array[0], array[0], gen_random_uuid()";
+
 #[tokio::test]
 async fn claims_use_their_partial_index_with_stale_statistics() {
     let db = stale_backlog().await;
@@ -88,6 +93,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
     for (name, index, values) in [
         ("claim_pull_2_ready", "tasks_ready_pull", format!("{ranges}, 10")),
         ("claim_pull_at_once", "tasks_ready_pull", AT_ONCE.to_owned()),
+        ("claim_pull_next", "tasks_ready_pull", NEXT.to_owned()),
         ("find_ready_below", "tasks_ready_pull", "array[2], array[1], array[99]".to_owned()),
         (
             "claim_push_2_ready",
@@ -106,6 +112,7 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
         ),
         ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
         ("claim_pull_at_once", AT_ONCE),
+        ("claim_pull_next", NEXT),
     ] {
         let plan = plan(&db, name, values).await;
         assert!(
@@ -142,24 +149,32 @@ async fn all_done() -> Db {
 
 /// By statistics of a moment with no ready task, their index looks as good to read as one row.
 #[tokio::test]
-async fn a_claim_at_once_takes_its_row_by_its_id_also_when_none_was_ready() {
+async fn a_claim_in_one_statement_takes_its_rows_by_their_ids_also_when_none_was_ready() {
     let db = all_done().await;
-    let plan = plan(&db, "claim_pull_at_once", AT_ONCE).await;
-    assert_eq!(plan.matches("using tasks_ready_pull").count(), 1, "{plan}");
-    assert_eq!(plan.matches("using tasks_pkey").count(), 2, "{plan}");
+    for (name, values) in [("claim_pull_at_once", AT_ONCE), ("claim_pull_next", NEXT)] {
+        let plan = plan(&db, name, values).await;
+        assert_eq!(plan.matches("using tasks_ready_pull").count(), 1, "{plan}");
+        assert_eq!(plan.matches("using tasks_pkey").count(), 2, "{plan}");
+        assert!(
+            plan.contains("using sessions_pkey") && plan.contains("using agents_pkey"),
+            "{plan}"
+        );
+    }
 }
 
 /// It is sent without a `begin` that says so, and to plan it takes longer than to run it.
 #[tokio::test]
-async fn a_claim_at_once_is_soon_run_by_the_plan_that_there_is() {
+async fn a_claim_in_one_statement_is_soon_run_by_the_plan_that_there_is() {
     let db = stale_backlog().await;
     db.execute("analyze fleet.tasks; analyze fleet.lanes").await;
-    db.execute(&format!("prepare kept as {}", sql("claim_pull_at_once"))).await;
-    for _ in 0..10 {
-        db.execute(&format!("execute kept({AT_ONCE})")).await;
+    for (name, values) in [("claim_pull_at_once", AT_ONCE), ("claim_pull_next", NEXT)] {
+        db.execute(&format!("deallocate all; prepare kept as {}", sql(name))).await;
+        for _ in 0..10 {
+            db.execute(&format!("execute kept({values})")).await;
+        }
+        let kept = "select generic_plans from pg_prepared_statements where name = 'kept'";
+        assert_eq!(db.count(kept).await, 5, "{name}");
     }
-    let kept = "select generic_plans from pg_prepared_statements where name = 'kept'";
-    assert_eq!(db.count(kept).await, 5);
 }
 
 #[tokio::test]
