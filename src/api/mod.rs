@@ -27,6 +27,7 @@ mod work;
 
 use std::{convert::Infallible, sync::Arc};
 
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use warp::{
     Filter, Rejection,
@@ -114,30 +115,35 @@ fn render(answer: Answer) -> Response {
     answer.unwrap_or_else(Reply::into_response)
 }
 
-/// Runs a handler in a task of its own: once begun it is carried out, whether or not the client waits for it. On the heap,
-/// because handlers are large and a task's future is moved several times.
-async fn in_own_task<T: Send + 'static>(
+/// Runs a handler in a task of its own: once begun it is carried out, whether or not the client waits for it. On the heap
+/// from the start, because handlers are large, and what is returned here is moved by every filter around it.
+fn in_own_task<T: Send + 'static>(
     handler: impl Future<Output = Result<T, ApiError>> + Send + 'static,
-) -> Result<T, ApiError> {
+) -> impl Future<Output = Result<T, ApiError>> + Send {
+    let handler = Box::pin(handler);
     // A panic itself has been logged.
-    tokio::spawn(Box::pin(handler)).await.unwrap_or_else(|_| Err(ApiError::internal()))
+    async move { tokio::spawn(handler).await.unwrap_or_else(|_| Err(ApiError::internal())) }
 }
 
 /// Answers with what a handler in a task of its own returns.
-async fn detached(handler: impl Future<Output = Answer> + Send + 'static) -> Response {
-    render(in_own_task(handler).await)
+fn detached(
+    handler: impl Future<Output = Answer> + Send + 'static,
+) -> impl Future<Output = Response> + Send {
+    in_own_task(handler).map(render)
 }
 
 /// The same for a handler that hands tasks out: what it answers to a client who has hung up goes back to the queue.
-async fn detached_handing(
+fn detached_handing(
     handler: impl Future<Output = Result<(Response, Option<Handed>), ApiError>> + Send + 'static,
-) -> Response {
-    render(in_own_task(handler).await.map(|(response, handed)| {
-        if let Some(handed) = handed {
-            handed.delivered();
-        }
-        response
-    }))
+) -> impl Future<Output = Response> + Send {
+    in_own_task(handler).map(|answered| {
+        render(answered.map(|(response, handed)| {
+            if let Some(handed) = handed {
+                handed.delivered();
+            }
+            response
+        }))
+    })
 }
 
 /// 200 with JSON.
