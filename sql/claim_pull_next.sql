@@ -57,7 +57,8 @@ ready as materialized (
                 order by r.seq
                 limit p.wanted
                   for update skip locked) as tasks
-    from (select lane_id, next_priority as priority, low, count(*) as wanted from ended group by 1, 2, 3) p
+    -- one row each, or an agent would get one task of each: the marks may have moved between one asker and the next
+    from (select lane_id, next_priority as priority, min(low) as low, count(*) as wanted from ended group by 1, 2) p
     join fleet.lanes l on l.lane_id = p.lane_id and l.paused_at is null
 ),
 own as materialized (

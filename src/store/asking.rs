@@ -28,9 +28,16 @@ pub(super) struct Candidates {
     found: Found,
     by_set: Vec<Vec<Candidate>>,
     pinned: HashMap<String, Vec<TaskId>>,
+    /// So many of the first ones are about to be taken by others of this process.
+    passed: usize,
 }
 
 impl Candidates {
+    /// To be said right before they are chosen from.
+    pub(super) fn pass_over(&mut self) {
+        self.passed = self.reading.passed();
+    }
+
     /// Only pins were looked for: the lanes were forgotten while they were read. To be looked at again.
     pub(super) fn is_blind(&self) -> bool {
         self.found.ranges.blind
@@ -97,7 +104,7 @@ impl Asking {
                 let mut left: Vec<Candidate> =
                     all.iter().filter(|c| !gone.contains(&c.task_id)).copied().collect();
                 candidates.share.prefer(&mut left);
-                let skip = begins_at(round, left.len(), wanted);
+                let skip = begins_at(round, candidates.passed, left.len(), wanted);
                 let is_whole = left.len() == all.len();
                 (left.into_iter().skip(skip), is_whole)
             })
@@ -223,7 +230,8 @@ impl Store {
         let found = Found { ranges, rows: ready.iter().map(ReadyRow::from).collect(), depth };
         self.ready().found(&found, &reading.taken());
         let by_set = found.by_set(sets.len());
-        let mut candidates = Candidates { reading, share, found, by_set, pinned: HashMap::new() };
+        let mut candidates =
+            Candidates { reading, share, found, by_set, pinned: HashMap::new(), passed: 0 };
         for row in &pinned {
             let task_id = TaskId(get::<Uuid>(row, "task_id"));
             candidates.pinned.entry(get(row, "pinned_to")).or_default().push(task_id);

@@ -46,10 +46,10 @@ const SLOTS: i64 = 64;
 pub(super) const ROUNDS: u32 = 10;
 
 /// How far down the candidates a round begins: the first rows again at first, then, should somebody have locked many in a
-/// row, twice as far down each time.
-pub(super) fn begins_at(round: u32, candidates: usize, wanted: usize) -> usize {
+/// row, twice as far down each time; behind those that are known to be `passed` over, as far as there are enough.
+pub(super) fn begins_at(round: u32, passed: usize, candidates: usize, wanted: usize) -> usize {
     let jump = (1_usize << round.saturating_sub(1)) - 1;
-    jump.min(candidates.saturating_sub(wanted))
+    (jump + passed).min(candidates.saturating_sub(wanted))
 }
 
 /// How many candidates a round reads: enough behind those that were lost to others before.
@@ -155,7 +155,7 @@ impl Store {
                 let ready = ready.get(&numbers[place]).into_iter().flatten().copied();
                 let candidates: Vec<Uuid> =
                     mine.chain(ready).filter(|task| !gone.contains(task)).collect();
-                let begin = begins_at(round, candidates.len(), left);
+                let begin = begins_at(round, 0, candidates.len(), left);
                 for task in candidates.into_iter().skip(begin).take(left) {
                     gone.insert(task);
                     pairs.push((task, host_agent));

@@ -28,8 +28,10 @@ struct State {
     clock: u64,
     /// When the reads began whose candidates are still in use, and how many tasks are going to be chosen from each.
     reads: BTreeMap<u64, usize>,
-    /// How many statements are under way that take the head of the queue, and when the last of them ended.
+    /// How many tasks the statements under way take that take the head of the queue, how many all of them have taken or are
+    /// going to, and when the last of them ended.
     heads: usize,
+    all_heads: usize,
     last_head: u64,
     /// Tasks chosen by a transaction under way, or by one that ended at this time: what was read before does not show it.
     chosen: HashMap<TaskId, Option<u64>>,
@@ -48,11 +50,13 @@ pub(super) struct Share(Standing);
 pub(super) struct Reading {
     state: Arc<Mutex<State>>,
     begun: u64,
+    /// How many tasks had been taken from the head of the queue when it began.
+    heads: usize,
 }
 
 /// A statement that takes the head of the queue without choosing before; kept until it has ended.
 #[derive(Debug)]
-pub(super) struct Head(Reading);
+pub(super) struct Head(Reading, usize);
 
 /// What a transaction has chosen; kept until it has ended.
 #[derive(Debug)]
@@ -102,8 +106,10 @@ impl Crowd {
     /// A statement begins that takes so many tasks from the head of the queue, wherever that is by then.
     pub(super) fn take_head(&self, wanted: usize) -> Head {
         let (reading, _) = self.read(wanted);
-        lock(&self.0).heads += 1;
-        Head(reading)
+        let mut state = lock(&self.0);
+        state.heads += wanted;
+        state.all_heads += wanted;
+        Head(reading, wanted)
     }
 
     /// Begins to read candidates, of which so many are wanted. Says beside it how many of those that it will find are others':
@@ -111,11 +117,13 @@ impl Crowd {
     pub(super) fn read(&self, wanted: usize) -> (Reading, usize) {
         let mut state = lock(&self.0);
         let chosen = state.chosen.values().filter(|end| end.is_none()).count();
-        let others = chosen + state.reads.values().sum::<usize>();
+        // As many again may be taken from the head before this one has chosen.
+        let others = chosen + state.reads.values().sum::<usize>() + 2 * state.heads;
         state.clock += 1;
         let begun = state.clock;
         state.reads.insert(begun, wanted);
-        (Reading { state: Arc::clone(&self.0), begun }, others)
+        let heads = state.all_heads - state.heads;
+        (Reading { state: Arc::clone(&self.0), begun, heads }, others)
     }
 
     /// For a transaction that is about to choose.
@@ -170,6 +178,12 @@ impl Reading {
             .collect()
     }
 
+    /// How many tasks of the head of the queue that it read, or did not even see any more, have been taken since or are about
+    /// to be. Who chose those would go without, again and again.
+    pub(super) fn passed(&self) -> usize {
+        lock(&self.state).all_heads - self.heads
+    }
+
     /// What others have chosen of what it read.
     pub(super) fn taken(&self) -> HashSet<TaskId> {
         self.hidden(&lock(&self.state))
@@ -179,7 +193,7 @@ impl Reading {
 impl Drop for Head {
     fn drop(&mut self) {
         let state = &mut *lock(&self.0.state);
-        state.heads -= 1;
+        state.heads -= self.1;
         state.clock += 1;
         state.last_head = state.clock;
     }
@@ -287,6 +301,23 @@ mod tests {
         assert!(after.taken().is_empty());
         drop((two, during, after));
         assert_eq!(read(1).1, 0, "nothing is kept");
+    }
+
+    /// Else agents that ask for their first task would go without as long as others are busy.
+    #[test]
+    fn who_chooses_passes_over_what_the_head_of_the_queue_loses_meanwhile() {
+        let crowd = Crowd::default();
+        let first = crowd.take_head(5);
+        let (reading, others) = crowd.read(1);
+        assert_eq!(others, 5 + 2 * 5, "it reads as deep as that takes");
+        assert_eq!(reading.passed(), 5);
+        let second = crowd.take_head(3);
+        drop(first);
+        assert_eq!(reading.passed(), 5 + 3, "both may have come after what it saw");
+        drop(second);
+        assert_eq!(reading.passed(), 5 + 3);
+        let (reading, others) = crowd.read(1);
+        assert_eq!((reading.passed(), others), (0, 1), "this one sees what they have taken");
     }
 
     #[test]

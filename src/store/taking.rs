@@ -105,6 +105,7 @@ impl Store {
                 }
                 *candidates = self.candidates(tx, asking, round > 3, gone.len(), round).await?;
             }
+            candidates.pass_over();
             let assigned = chosen.choose(&candidates.reading, &mut gone, |gone| {
                 asking.assign(waiters, candidates, &mut rooms, &served, gone, round)
             });

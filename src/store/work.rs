@@ -112,7 +112,8 @@ impl Store {
         if in_full || !self.ready().knows_lanes() {
             self.read_lanes(&client).await?;
         }
-        let candidates = self.candidates(&client, &asking, in_full, 0, 0).await?;
+        let mut candidates = self.candidates(&client, &asking, in_full, 0, 0).await?;
+        candidates.pass_over();
         let blind = candidates.is_blind();
         drop(client);
         // Those that would get something, and those that may have something already.

@@ -54,20 +54,34 @@ async fn work(store: &Store, ends: &[EndLease], sessions: &[SessionId]) -> Worke
 /// What the statement ends and takes for agent `a`, who holds this and wants the next, by one who is or is not the last that
 /// claimed for it.
 async fn acts(client: &Client, text: &str, held: HeldLease, claimer: Uuid) -> (usize, usize) {
-    let receipt = json!({"status": "completed"});
+    acts_for(client, text, &[("a", held, 0)], claimer).await
+}
+
+/// The same for several, each with its mark.
+async fn acts_for(
+    client: &Client,
+    text: &str,
+    asking: &[(&str, HeldLease, i64)],
+    claimer: Uuid,
+) -> (usize, usize) {
+    macro_rules! of {
+        ($value:expr) => {
+            asking.iter().map($value).collect::<Vec<_>>()
+        };
+    }
     let params: [&(dyn ToSql + Sync); 13] = [
-        &vec![held.task_id.0],
-        &vec![held.lease.0],
-        &vec![held.holder.0],
-        &vec!["a"],
-        &vec![receipt],
-        &vec![vec![0_u8; 32]],
-        &vec![None::<&str>],
-        &vec![Uuid::now_v7()],
-        &vec![1_i64],
-        &vec![1_i16],
-        &vec![0_i64],
-        &vec![0_i64],
+        &of!(|ask| ask.1.task_id.0),
+        &of!(|ask| ask.1.lease.0),
+        &of!(|ask| ask.1.holder.0),
+        &of!(|ask| ask.0),
+        &of!(|_| json!({"status": "completed"})),
+        &of!(|_| vec![0_u8; 32]),
+        &of!(|_| None::<&str>),
+        &of!(|_| Uuid::now_v7()),
+        &of!(|_| 1_i64),
+        &of!(|_| 1_i16),
+        &of!(|ask| ask.2),
+        &(0..).take(asking.len()).collect::<Vec<i64>>(),
         &claimer,
     ];
     let rows = client.query(text, &params).await.unwrap();
@@ -242,6 +256,22 @@ async fn it_does_nothing_for_whom_it_may_not() {
         other.batch_execute("rollback").await.unwrap();
         holder.batch_execute("rollback").await.unwrap();
     }
+}
+
+/// Two sets of capabilities may be about one lane, and its mark may move between the looks for both.
+#[tokio::test]
+async fn who_knows_another_mark_of_one_lane_still_takes_one_task() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (session, a) = busy(&store, "a", 1).await;
+    let (_, b) = busy(&store, "b", 1).await;
+    hinted(&store, vec![task(&[], Mode::Undecided); 4]).await;
+    let claimer = claimer(&db, session).await;
+    let other = db.connect().await;
+    let acted = acts_for(&other, sql(NEXT), &[("a", a, 0), ("b", b, 1)], claimer).await;
+    assert_eq!(acted, (2, 2));
+    let most = "select max(n) from (select count(*) as n from fleet.tasks where holder is not null group by holder) h";
+    assert_eq!(db.count(most).await, 1);
 }
 
 /// Its snapshot is older than its locks, unlike that of the claim in full.
