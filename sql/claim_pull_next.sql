@@ -90,7 +90,7 @@ event as (
   select task_id, 'claimed', 'created', 'assigned', 'agent:' || agent_id, lease, attempt, '{"execution_mode": "http_pull"}'
     from claimed
 )
-select t.place, t.status as type, t.from_status, t.status as to_status, t.agent_id, null::bigint as lane_id, null::bigint as seq,
+select t.place, t.status as type, t.from_status, t.status as to_status, null::bigint as seq,
        case when t.traceparent is not null then jsonb_build_object(
          'traceparent', t.traceparent, 'agent_id', t.assigned_agent_id, 'host', t.assigned_host,
          'claimed_secs', extract(epoch from clock_timestamp() - t.assigned_at),
@@ -108,7 +108,7 @@ select t.place, t.status as type, t.from_status, t.status as to_status, t.agent_
   from ended t
   left join fleet.task_specs s on s.task_id = t.task_id and s.version = t.spec_version
 union all
-select c.place, null, 'created', 'assigned', c.agent_id, c.lane_id, c.seq, null,
+select c.place, null, 'created', 'assigned', c.seq, null,
        c.task_id, coalesce(c.key, c.task_id::text), c.source, c.priority, c.status,
        c.execution_mode, c.pinned_to, c.lease, c.attempt,
        c.max_retries, c.retry_count, c.review_count, c.timeout_secs, c.run_at, c.deadline_at,

@@ -151,11 +151,7 @@ impl Store {
 
     /// What a waiter asks with; `None` while nothing is known of its session.
     pub fn effective(&self, waiter: &Waiter) -> Option<CapabilitySet> {
-        let registered = self.ledger().registered(waiter.session)?.capabilities;
-        Some(match &waiter.capabilities {
-            Some(asked) => asked.intersection(&registered),
-            None => registered,
-        })
+        Some(waiter.offers(&self.ledger().registered(waiter.session)?.capabilities))
     }
 
     /// Who asks; reads what is not known of their sessions.
@@ -181,10 +177,7 @@ impl Store {
             .iter()
             .map(|waiter| {
                 let registered = self.ledger().registered(waiter.session)?;
-                let set = match &waiter.capabilities {
-                    Some(asked) => asked.intersection(&registered.capabilities),
-                    None => registered.capabilities.clone(),
-                };
+                let set = waiter.offers(&registered.capabilities);
                 let number = sets.iter().position(|s| *s == set).unwrap_or_else(|| {
                     sets.push(set);
                     sets.len() - 1

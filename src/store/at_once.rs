@@ -104,9 +104,8 @@ impl Store {
         let registered = self.ledger().registered(waiter.session)?;
         let held = self.ledger().held(waiter.session)?;
         let ranges = self.ready().ranges(&[&self.effective(waiter)?], false);
-        let has_room = held.len() < registered.max_concurrency;
-        let is_new = held.iter().all(|claimed| claimed.claim_id != Some(waiter.claim_id));
+        let has_room = waiter.has_room(&held, &registered);
         let is_simple = waiter.max_tasks == 1 && !ranges.blind && self.crowd().is_alone();
-        (has_room && is_new && is_simple).then_some(Known { registered, held, ranges })
+        (has_room && is_simple).then_some(Known { registered, held, ranges })
     }
 }

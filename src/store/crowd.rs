@@ -28,11 +28,10 @@ struct State {
     clock: u64,
     /// When the reads began whose candidates are still in use, and how many tasks are going to be chosen from each.
     reads: BTreeMap<u64, usize>,
-    /// How many tasks the statements under way take that take the head of the queue, how many all of them have taken or are
-    /// going to, and when the last of them ended.
+    /// How many tasks the statements under way take that take the head of the queue, and how many all of them have taken or
+    /// are going to.
     heads: usize,
     all_heads: usize,
-    last_head: u64,
     /// Tasks chosen by a transaction under way, or by one that ended at this time: what was read before does not show it.
     chosen: HashMap<TaskId, Option<u64>>,
 }
@@ -98,7 +97,7 @@ impl Crowd {
         let mut state = lock(&self.0);
         if !lost {
             state.apart = state.apart.saturating_sub(1);
-        } else if state.heads == 0 && state.last_head <= reading.begun {
+        } else if state.all_heads == reading.heads {
             state.apart = APART;
         }
     }
@@ -192,10 +191,7 @@ impl Reading {
 
 impl Drop for Head {
     fn drop(&mut self) {
-        let state = &mut *lock(&self.0.state);
-        state.heads -= self.1;
-        state.clock += 1;
-        state.last_head = state.clock;
+        lock(&self.0.state).heads -= self.1;
     }
 }
 

@@ -114,16 +114,11 @@ impl Store {
                 .iter()
                 .any(|claimed| (claimed.task_id, claimed.lease) == lease && claimed.of_issue);
             held.retain(|claimed| (claimed.task_id, claimed.lease) != lease);
-            let is_new = held.iter().all(|claimed| claimed.claim_id != Some(waiting.claim_id));
-            let has_room = held.len() < registered.max_concurrency;
             let is_own = ending.actor == Actor::Agent(registered.agent_id.clone());
-            if of_issue || !is_new || !has_room || !is_own {
+            if of_issue || !waiting.has_room(&held, &registered) || !is_own {
                 continue;
             }
-            let set = match &waiting.capabilities {
-                Some(asked) => asked.intersection(&registered.capabilities),
-                None => registered.capabilities,
-            };
+            let set = waiting.offers(&registered.capabilities);
             let first = match firsts.iter().find(|(known, _)| *known == set) {
                 Some((_, first)) => *first,
                 None => {

@@ -343,8 +343,8 @@ impl Store {
     }
 
     /// The poll that is the truth behind all hints, for these sessions that wait: reads the lanes, and looks for ready tasks
-    /// in front of those from which claims read, which the next claim finds, for lanes where nothing is left, and for pins. Returns the sessions whose agents
-    /// something is pinned to. One transaction.
+    /// in front of those from which claims read, which the next claim finds, for lanes where nothing is left, and for pins.
+    /// Returns the sessions whose agents something is pinned to. One transaction.
     pub async fn look_below(&self, sessions: &[SessionId]) -> Result<Vec<SessionId>, StoreError> {
         let agents: HashMap<String, SessionId> = sessions
             .iter()

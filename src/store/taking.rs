@@ -235,9 +235,7 @@ impl Store {
             match (known, asking) {
                 (Some(known), Some((_, registered)))
                     if *claimer == Some(self.ledger().claimer)
-                        && known.len() < registered.max_concurrency
-                        // What it got under this very request may have ended elsewhere.
-                        && known.iter().all(|c| c.claim_id != Some(waiter.claim_id)) =>
+                        && waiter.has_room(&known, registered) =>
                 {
                     held.insert(waiter.session, known);
                 }

@@ -20,7 +20,7 @@ use super::{
     ending::Ending,
     error::retry,
     journal::Journal,
-    ledger::Claimed,
+    ledger::{Claimed, Registered},
     rows::{self, get},
     statement::{
         CLAIM_PULL_1_LOCK, CLAIM_PULL_2_HELD, CLAIM_PULL_2_PINNED, CLAIM_PULL_2_READY,
@@ -58,6 +58,20 @@ impl Waiter {
             repeatable: false,
             asked: Instant::now(),
         }
+    }
+
+    /// What it offers of what was registered.
+    pub(super) fn offers(&self, registered: &CapabilitySet) -> CapabilitySet {
+        match &self.capabilities {
+            Some(asked) => asked.intersection(registered),
+            None => registered.clone(),
+        }
+    }
+
+    /// True when who holds this has room, and got nothing under this very request: that may have ended elsewhere.
+    pub(super) fn has_room(&self, held: &[Claimed], registered: &Registered) -> bool {
+        held.len() < registered.max_concurrency
+            && held.iter().all(|claimed| claimed.claim_id != Some(self.claim_id))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use agent_fleet::{
-    model::{CapabilitySet, ExecutionMode as Mode, Lease, SessionId, TaskId},
-    store::{NewRequest, Store, Waiter},
+    model::{CapabilitySet, ExecutionMode as Mode, Lease, SessionId},
+    store::{Store, Waiter},
 };
 use serde_json::json;
 use tokio_postgres::{Client, types::ToSql};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::support::{
     db::{Db, sql},
     eventually,
-    fleet::{agent, complete, create, operator, pull, task},
+    fleet::{agent, complete, create, hinted, pull, task},
     node::Node,
 };
 
@@ -25,15 +25,6 @@ async fn known(store: &Store, id: &str) -> SessionId {
     create(store, task(&[], Mode::Undecided), 1).await;
     complete(store, pull(store, session).await.unwrap()).await;
     session
-}
-
-/// Creates so many tasks, and tells the store where they are.
-async fn hinted(store: &Store, count: usize) -> Vec<TaskId> {
-    let tasks = vec![task(&[], Mode::Undecided); count];
-    let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    let made = store.create_tasks(&request, &|_| false).await.unwrap();
-    store.ready_at(&made.places);
-    made.tasks.iter().map(|task| task.task_id).collect()
 }
 
 /// How many agents were locked by a claim in one statement: no other claim locks them.
@@ -50,13 +41,13 @@ async fn takes(client: &Client, text: &str, session: SessionId, claimer: Uuid) -
     rows.iter().filter(|row| row.get::<_, Option<&str>>("agent_id").is_some()).count()
 }
 
-/// The statement, but that it waits for an advisory lock before it locks: what it sees is older then.
-fn late() -> String {
-    let text = sql(AT_ONCE).replace(
+/// A claim in one statement, but that it waits for an advisory lock before it locks: what it sees is older then.
+pub(crate) fn late(name: &str) -> String {
+    let text = sql(name).replace(
         "and a.drained_at is null",
         "and a.drained_at is null and pg_advisory_xact_lock(7) is not null",
     );
-    assert_ne!(text, sql(AT_ONCE));
+    assert_ne!(text, sql(name));
     text
 }
 
@@ -72,7 +63,7 @@ async fn it_takes_the_first_and_tells_whether_there_is_more() {
     let store = db.store();
     let [one, two, three] = ["a", "b", "c"].map(|id| known(&store, id));
     let (one, two, three) = (one.await, two.await, three.await);
-    let tasks = hinted(&store, 2).await;
+    let tasks = hinted(&store, vec![task(&[], Mode::Undecided); 2]).await;
     let claim = async |session| store.claim_at_once(&Waiter::one(session)).await.unwrap();
     let mut claims = claim(one).await;
     assert_eq!(served(&db).await, 1);
@@ -97,7 +88,7 @@ async fn what_somebody_else_is_about_to_take_it_leaves_and_says_so() {
     let db = Db::new().await;
     let store = db.store();
     let session = known(&store, "a").await;
-    let tasks = hinted(&store, 1).await;
+    let tasks = hinted(&store, vec![task(&[], Mode::Undecided); 1]).await;
     let other = db.connect().await;
     other.batch_execute("begin; select from fleet.tasks for update").await.unwrap();
     let claims = store.claim_at_once(&Waiter::one(session)).await.unwrap();
@@ -113,7 +104,7 @@ async fn it_takes_nothing_for_whom_it_may_not() {
     let db = Db::new().await;
     let store = db.store();
     let session = known(&store, "a").await;
-    hinted(&store, 2).await;
+    hinted(&store, vec![task(&[], Mode::Undecided); 2]).await;
     let claimer = claimer(&db, session).await;
     let other = db.connect().await;
     for (act, taken) in [
@@ -162,13 +153,14 @@ async fn under_its_locks_it_looks_again_whether_it_may() {
     let db = Db::new().await;
     let (store, other_replica) = (db.store(), db.store());
     let session = known(&store, "a").await;
-    hinted(&store, 2).await;
+    hinted(&store, vec![task(&[], Mode::Undecided); 2]).await;
     let claimer = claimer(&db, session).await;
     let gate = db.connect().await;
     for act in ["drain", "claim"] {
         gate.batch_execute("select pg_advisory_lock(7)").await.unwrap();
         let claim = db.connect().await;
-        let claiming = tokio::spawn(async move { takes(&claim, &late(), session, claimer).await });
+        let claiming =
+            tokio::spawn(async move { takes(&claim, &late(AT_ONCE), session, claimer).await });
         db.until_waiting(1).await;
         if act == "drain" {
             assert!(store.set_agent_drained("a", true).await.unwrap());

@@ -7,32 +7,22 @@ use agent_fleet::{
     model::{
         Actor, Artifact, CapabilitySet, ExecutionMode as Mode, SessionId, Source, TaskId, Usage,
     },
-    store::{
-        EndLease, Ended, HeldLease, NewRequest, NewTask, Outcome, Refusal, Store, Waiter, Worked,
-    },
+    store::{EndLease, Ended, HeldLease, NewTask, Outcome, Refusal, Store, Waiter, Worked},
 };
 use serde_json::json;
 use tokio_postgres::{Client, types::ToSql};
 use uuid::Uuid;
 
 use crate::{
-    at_once::{claimer, served},
+    at_once::{claimer, late, served},
     completions::picture,
     support::{
         db::{Db, sql},
-        fleet::{agent, complete, completion, ending, operator, pull, task},
+        fleet::{agent, complete, completion, ending, hinted, operator, pull, task},
     },
 };
 
 const NEXT: &str = "claim_pull_next";
-
-/// Creates these, and tells the store where they are.
-async fn hinted(store: &Store, tasks: Vec<NewTask>) -> Vec<TaskId> {
-    let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    let made = store.create_tasks(&request, &|_| false).await.unwrap();
-    store.ready_at(&made.places);
-    made.tasks.iter().map(|task| task.task_id).collect()
-}
 
 /// An agent that holds a task, as the store knows.
 async fn busy(store: &Store, id: &str, slots: i32) -> (SessionId, HeldLease) {
@@ -87,16 +77,6 @@ async fn acts_for(
     let rows = client.query(text, &params).await.unwrap();
     let ended = rows.iter().filter(|row| row.get::<_, Option<&str>>("type").is_some()).count();
     (ended, rows.len() - ended)
-}
-
-/// The statement, but that it waits for an advisory lock before it locks: what it sees is older then.
-fn late() -> String {
-    let text = sql(NEXT).replace(
-        "and a.drained_at is null",
-        "and a.drained_at is null and pg_advisory_xact_lock(7) is not null",
-    );
-    assert_ne!(text, sql(NEXT));
-    text
 }
 
 #[tokio::test]
@@ -288,7 +268,7 @@ async fn under_its_locks_it_looks_again_whether_it_may() {
         let claim = db.connect().await;
         let acting = tokio::spawn(async move {
             claim.batch_execute("begin").await.unwrap();
-            let acted = acts(&claim, &late(), held, claimer).await;
+            let acted = acts(&claim, &late(NEXT), held, claimer).await;
             let sql = "select min(seq) from fleet.tasks where lease > 0 and holder is not null";
             let seq: Option<i64> = claim.query_one(sql, &[]).await.unwrap().get(0);
             claim.batch_execute("rollback").await.unwrap();

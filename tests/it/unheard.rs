@@ -23,7 +23,7 @@ use tokio_postgres::{Config, config::Host};
 use crate::support::{
     db::{Db, database},
     eventually,
-    fleet::{HOUR, NOW, agent, complete, completion, create, ending, operator, pull, task},
+    fleet::{HOUR, NOW, agent, complete, completion, create, ending, hinted, operator, pull, task},
 };
 
 /// Stands between a store and its database. Once armed, the answer to the next COMMIT, or to a transaction of one statement, is lost
@@ -165,13 +165,11 @@ async fn a_claim_at_once_that_went_through_is_told() {
     let session = agent(&line.store, "a", &[], 2).await;
     create(&line.store, task(&[], Mode::HttpPull), 1).await;
     complete(&line.store, pull(&line.store, session).await.unwrap()).await;
-    let request = named(&["", ""], "");
-    let made = line.store.create_tasks(&request, &|_| false).await.unwrap();
-    line.store.ready_at(&made.places);
+    let made = hinted(&line.store, vec![task(&[], Mode::Undecided); 2]).await;
     line.arm_for(session.0.as_bytes());
     let claims = line.store.claim_at_once(&Waiter::one(session)).await.unwrap();
     assert!(line.was_cut());
-    assert_eq!(claims.claimed[0].1, made.tasks[0].task_id);
+    assert_eq!(claims.claimed[0].1, made[0]);
     assert_eq!(db.count("select count(*) from fleet.tasks where holder is not null").await, 1);
     db.check_history().await;
 }
@@ -183,14 +181,12 @@ async fn a_completion_and_the_next_claim_that_went_through_together_are_told() {
     let session = agent(&line.store, "a", &[], 1).await;
     create(&line.store, task(&[], Mode::HttpPull), 1).await;
     let held = pull(&line.store, session).await.unwrap();
-    let request = named(&["", ""], "");
-    let made = line.store.create_tasks(&request, &|_| false).await.unwrap();
-    line.store.ready_at(&made.places);
+    let made = hinted(&line.store, vec![task(&[], Mode::Undecided); 2]).await;
     line.arm_for(session.0.as_bytes());
     let worked = line.store.work(&[completion(held)], NOW, &[Waiter::one(session)]).await.unwrap();
     assert!(line.was_cut());
     assert_eq!(worked.ended, [Ended::Before]);
-    assert_eq!(worked.claims.claimed[0].1, made.tasks[0].task_id);
+    assert_eq!(worked.claims.claimed[0].1, made[0]);
     assert_eq!(db.count("select count(*) from fleet.tasks where holder is not null").await, 1);
     assert_eq!(db.count("select count(*) from fleet.receipts").await, 1);
     db.check_history().await;
