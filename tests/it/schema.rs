@@ -128,11 +128,12 @@ async fn partitions_are_made_ahead_and_attached_also_by_two_replicas_at_once() {
         .count("select count(*) from pg_class where pg_get_expr(relpartbound, oid) = 'DEFAULT'")
         .await;
     assert_eq!(defaults, 0, "no default partition");
-    // Analyzed as seldom as those of the migration.
+    // Analyzed as seldom and as fast as those of the migration.
     let seldom =
         "select count(distinct reloptions) from pg_inherits i join pg_class c on c.oid = i.inhrelid
                    where i.inhparent = 'fleet.task_events'::regclass
-                     and 'autovacuum_analyze_scale_factor=1' = any (reloptions)";
+                     and 'autovacuum_analyze_scale_factor=1' = any (reloptions)
+                     and 'autovacuum_vacuum_cost_limit=2000' = any (reloptions)";
     let all = "select count(*) from pg_inherits where inhparent = 'fleet.task_events'::regclass";
     assert_eq!(db.count(seldom).await, 1);
     assert_eq!(
