@@ -68,6 +68,11 @@ impl<'a> Database<'a> {
         Ok(Self { cluster, name })
     }
 
+    /// Removes it: autovacuum looks into every database, and who forks a process for that is missing elsewhere.
+    pub(super) async fn remove(self) -> anyhow::Result<()> {
+        Ok(self.cluster.drop_database(&self.name).await?)
+    }
+
     /// How a coordinator connects.
     pub(super) fn url(&self) -> String {
         self.cluster.url(&self.name)

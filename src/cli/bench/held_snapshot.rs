@@ -10,33 +10,51 @@ use super::{
     load::{self, ARRAY, Crew, Tally},
     report::{Bound, Figure, Report},
     stage::Stage,
+    usage::Usage,
 };
 
 const NAME: &str = "held-snapshot";
 const AGENTS: usize = 64;
-const KEPT: f64 = 0.7;
-/// What counts as recovered.
-const RECOVERED: f64 = 0.95;
+/// When it is measured, and what is wanted there of the rate before; the last counts as recovered.
+const WHEN: [(&str, Option<f64>); 3] =
+    [("before", None), ("after 3 minutes", Some(0.7)), ("a minute after its end", Some(0.95))];
 
 pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let mut rounds = Vec::new();
     for _ in 0..stage.rounds {
         rounds.push(measure(stage).await?);
     }
-    let [before, held, after] =
-        [0, 1, 2].map(|when| rounds.iter().map(|rates| rates[when]).collect::<Vec<f64>>());
-    report.add(Figure::new(NAME, "before", &before, "cycles/s"));
-    for (what, rates, least) in
-        [("after 3 minutes", held, KEPT), ("a minute after its end", after, RECOVERED)]
-    {
-        let figure = Figure::new(NAME, what, &rates, "cycles/s").against("before", &before);
-        report.add(figure.wanted(Bound::AtLeast(least)));
+    let each = |when: usize, of: fn(&Stretch) -> Option<f64>| {
+        rounds.iter().filter_map(|stretches| of(&stretches[when])).collect::<Vec<f64>>()
+    };
+    let before = each(0, |stretch| Some(stretch.rate));
+    for (when, (what, least)) in WHEN.into_iter().enumerate() {
+        let figure = Figure::new(NAME, what, &each(when, |stretch| Some(stretch.rate)), "cycles/s");
+        report.add(match least {
+            Some(least) => figure.against("before", &before).wanted(Bound::AtLeast(least)),
+            None => figure,
+        });
+    }
+    // The load does the same for each cycle all the time: where it needs more, the machine has become slower.
+    let load_before = each(0, |stretch| stretch.load);
+    for (when, (what, _)) in WHEN.into_iter().enumerate().filter(|_| !load_before.is_empty()) {
+        let what = format!("{what}: processor time of the load a cycle");
+        let figure = Figure::new(NAME, what, &each(when, |stretch| stretch.load), "µs");
+        report.add(if when == 0 { figure } else { figure.against("before", &load_before) });
     }
     Ok(())
 }
 
-/// One round, on a new database: the rates before, after 3 minutes, and a minute after the end.
-async fn measure(stage: &Stage) -> anyhow::Result<[f64; 3]> {
+/// A stretch of one round.
+struct Stretch {
+    /// Cycles a second.
+    rate: f64,
+    /// Microseconds of processor time of the load a cycle; `None` where it cannot be told.
+    load: Option<f64>,
+}
+
+/// One round, on a new database: before, after 3 minutes, and a minute after the end.
+async fn measure(stage: &Stage) -> anyhow::Result<[Stretch; 3]> {
     let seconds = |full: f64| Duration::from_secs_f64(if stage.quick { full / 60.0 } else { full });
     let fleet = stage.fleet(NAME).await?;
     let database = fleet.database.as_ref().context(
@@ -54,28 +72,30 @@ async fn measure(stage: &Stage) -> anyhow::Result<[f64; 3]> {
         enough.clone(),
     );
     let window = seconds(15.0);
-    let rate = async || {
-        let before = tally.done();
+    let stretch = async || {
+        let (done, used) = (tally.done(), Usage::read(&fleet));
         tokio::time::sleep(window).await;
-        (tally.done() - before) as f64 / window.as_secs_f64()
+        let cycles = tally.done() - done;
+        let used = used.zip(Usage::read(&fleet)).map(|(before, after)| after.each(&before, cycles));
+        Stretch { rate: cycles as f64 / window.as_secs_f64(), load: used.map(|[load, ..]| load) }
     };
     let measuring = async {
         while tally.done() < ARRAY {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         tokio::time::sleep(seconds(5.0)).await;
-        let before = rate().await;
+        let before = stretch().await;
         let snapshot = database.hold_snapshot().await?;
         tokio::time::sleep(seconds(180.0) - window).await;
-        let held = rate().await;
+        let held = stretch().await;
         snapshot.release().await?;
         tokio::time::sleep(seconds(60.0) - window).await;
-        let after = rate().await;
+        let after = stretch().await;
         enough.cancel();
         anyhow::Ok([before, held, after])
     };
-    let (rates, (), ()) = tokio::try_join!(measuring, feeding, crew.finish(&fleet))?;
+    let (stretches, (), ()) = tokio::try_join!(measuring, feeding, crew.finish(&fleet))?;
     load::reconcile(&fleet, tally.done()).await?;
     fleet.close().await?;
-    Ok(rates)
+    Ok(stretches)
 }

@@ -257,9 +257,13 @@ impl Fleet<'_> {
         self.stage
     }
 
-    /// Ends its coordinators.
+    /// Ends its coordinators, and removes their database.
     pub(super) async fn close(mut self) -> anyhow::Result<()> {
-        self.scale(0).await
+        self.scale(0).await?;
+        match self.database.take() {
+            Some(database) => database.remove().await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -22,12 +22,12 @@ const ROLE: &str = "agent_fleet";
 const PORT: u16 = 5432;
 /// A socket's path must fit `sockaddr_un`: 104 bytes on macOS, 108 on Linux.
 const MAX_SOCKET_PATH: usize = 100;
-/// What a modest machine would be given: memory, and room for the log so that no checkpoint falls into a short run.
+/// What a modest machine would be given: memory, and room for the log so that no checkpoint falls into what is measured.
 ///
-/// And a look every two seconds at what is to be vacuumed, since a queue's dead rows are in the way of its live ones; and no
+/// And a look every second at what is to be vacuumed, since a queue's dead rows are in the way of its live ones; and no
 /// haste with pages in memory, since while an old snapshot holds vacuum back, it goes through all of them in vain.
 /// Everything else, durability above all, is PostgreSQL's default.
-pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '15min'\n\
+pub const MEASURED: &str = "max_connections = 300\nshared_buffers = '1GB'\nmax_wal_size = '24GB'\ncheckpoint_timeout = '15min'\n\
      track_commit_timestamp = on\nautovacuum_naptime = 1s\nvacuum_cost_page_hit = 10\n";
 /// Lines of the server's log that an error shows.
 const LOG_LINES: usize = 8;
@@ -208,11 +208,21 @@ impl Cluster {
     pub async fn create_database(&self, name: &str) -> Result<(), ClusterError> {
         const SCRIPT: &str = "SELECT format('CREATE DATABASE %I', :'name') \
             WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \\gexec\n";
+        self.run_for(name, SCRIPT).await
+    }
+
+    /// Removes the database `name`, whoever is connected to it.
+    pub async fn drop_database(&self, name: &str) -> Result<(), ClusterError> {
+        self.run_for(name, "DROP DATABASE :\"name\" WITH (FORCE);\n").await
+    }
+
+    /// Runs a script for the database `:name`, which it is not connected to.
+    async fn run_for(&self, name: &str, script: &str) -> Result<(), ClusterError> {
         let mut command = self.program("psql");
         command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-v"]).arg(format!("name={name}"));
         // A variable is interpolated in a script, not in `-c`.
         command.args(["-f", "-", "-d"]).arg(self.url("postgres"));
-        run_with_input(command, SCRIPT).await
+        run_with_input(command, script).await
     }
 
     /// Stops the server and waits until it is gone. A kept one disconnects its clients and writes everything to disk; a

@@ -40,6 +40,9 @@ async fn a_kept_cluster_keeps_its_data_and_is_taken_over() {
     let cluster = Cluster::start(&dir).await.unwrap();
     assert_ne!(ask(&cluster, "postgres", "SELECT pg_postmaster_start_time()").await, started);
     assert_eq!(ask(&cluster, "a 'b\"", "SELECT count(*) FROM t").await, "1");
+    cluster.drop_database("a 'b\"").await.unwrap();
+    let left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'a %'";
+    assert_eq!(ask(&cluster, "postgres", left).await, "0");
     cluster.stop().await.unwrap();
 
     std::fs::write(dir.join("data/PG_VERSION"), "9\n").unwrap();
