@@ -9,8 +9,8 @@ use agent_fleet::{
         ReceiptStatus, SessionId, Source, TaskId,
     },
     store::{
-        Created, Credential, EndLease, Ended, HeldLease, HostListing, NewRequest, NewTask, Outcome,
-        Registration, Store, Waiter,
+        Created, Creation, Credential, EndLease, Ended, HeldLease, HostListing, NewRequest,
+        NewTask, Outcome, Registration, Store, Waiter,
     },
 };
 use sha2::{Digest, Sha256};
@@ -59,17 +59,19 @@ pub(crate) async fn create(store: &Store, task: NewTask, count: usize) -> Vec<Ta
 
 /// Creates these, and tells the store where they are.
 pub(crate) async fn hinted(store: &Store, tasks: Vec<NewTask>) -> Vec<TaskId> {
-    let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    let made = store.create_tasks(&request, &|_| false).await.unwrap();
+    let made = request_all(store, tasks).await;
     store.ready_at(&made.places);
     made.tasks.iter().map(|task| task.task_id).collect()
 }
 
 /// One request for these.
 pub(crate) async fn create_all(store: &Store, tasks: Vec<NewTask>) -> Created {
+    request_all(store, tasks).await.outcome
+}
+
+async fn request_all(store: &Store, tasks: Vec<NewTask>) -> Creation {
     let request = NewRequest { tasks, idempotency_key: None, actor: operator() };
-    let creating = Box::pin(store.create_tasks(&request, &|_| false));
-    creating.await.unwrap().outcome
+    Box::pin(store.create_tasks(&request, &|_| false)).await.unwrap()
 }
 
 /// Registers an agent; its session. What it held is lost, as the API has it.
