@@ -15,6 +15,7 @@ mod held_snapshot;
 mod http;
 mod idle;
 mod load;
+mod memory;
 mod progress;
 mod replica;
 mod report;

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::{
     database::Database,
     http::{Address, Connection},
+    memory::Memory,
     progress::Progress,
     replica::{Replica, Settings},
 };
@@ -47,6 +48,7 @@ struct Own {
     cluster: Cluster,
     /// For the logs of the replicas.
     dir: TempDir,
+    memory: Memory,
     admin_token: String,
     webhook_secret: String,
 }
@@ -75,9 +77,11 @@ pub(super) struct Fleet<'a> {
 impl Stage {
     /// With a PostgreSQL and coordinators of its own.
     pub(super) async fn own(quick: bool, rounds: usize) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("agent-fleet-bench-").tempdir()?;
         let own = Own {
             cluster: Cluster::start_measured().await?,
-            dir: tempfile::Builder::new().prefix("agent-fleet-bench-").tempdir()?,
+            memory: Memory::new(dir.path())?,
+            dir,
             admin_token: random_hex(),
             webhook_secret: random_hex(),
         };
@@ -109,7 +113,13 @@ impl Stage {
         let run = &random_hex()[..8];
         let capability = format!("agent:bench-{name}-{run}");
         let database = match &self.place {
-            Place::Own(own) => Some(Database::create(&own.cluster, format!("{name}_{run}")).await?),
+            Place::Own(own) => {
+                if !self.quick {
+                    self.progress.begin(&format!("{name}: memory is filled"));
+                    own.memory.fill().await?;
+                }
+                Some(Database::create(&own.cluster, format!("{name}_{run}")).await?)
+            }
             Place::Foreign(foreign) => {
                 foreign.made().0.push(capability.clone());
                 None
