@@ -68,6 +68,12 @@ pub(super) struct Assigned {
 }
 
 impl Asking {
+    /// The same of those in these places: their sets keep the numbers by which candidates were read.
+    pub(super) fn only(&self, places: &[usize], wanted: usize) -> Self {
+        let waiters = places.iter().map(|place| self.waiters[*place].clone()).collect();
+        Self { sets: self.sets.clone(), waiters, wanted: wanted.min(TASKS) }
+    }
+
     fn agents(&self) -> Vec<&str> {
         let mut agents: Vec<&str> =
             self.waiters.iter().flatten().map(|(_, r)| r.agent_id.as_str()).collect();

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     EndLease, Ended, Store, StoreError,
-    asking::{Assigned, Candidates},
+    asking::{Asking, Assigned, Candidates},
     connection::{commit, open},
     ending::Ending,
     error::retry,
@@ -153,8 +153,10 @@ impl Store {
         if chosen.is_empty() {
             return Ok(PullClaims { shortfall: blind || passed_over, ..PullClaims::default() });
         }
+        let asking = asking.only(&places, chosen.iter().map(|waiter| waiter.max_tasks).sum());
+        let looked = Some((asking, candidates));
         let mut claims =
-            self.work_once(&[], Duration::ZERO, &chosen, Some(candidates), unheard).await?.claims;
+            self.work_once(&[], Duration::ZERO, &chosen, looked, unheard).await?.claims;
         claims.at_places(&places);
         // Who was passed over for a candidate that went to nobody.
         claims.shortfall |=
@@ -174,18 +176,19 @@ impl Store {
         retry!(self.work_or_next(ends, backoff, waiters, &mut unheard).await)
     }
 
-    /// `unheard` is true once the commit of an earlier try was not heard of.
+    /// `looked` is what was read of these very waiters, and for them. `unheard` is true once the commit of an earlier try was not
+    /// heard of.
     pub(super) async fn work_once(
         &self,
         ends: &[EndLease],
         backoff: Duration,
         waiters: &[Waiter],
-        candidates: Option<Candidates>,
+        looked: Option<(Asking, Candidates)>,
         unheard: &mut bool,
     ) -> Result<Worked, StoreError> {
         let visit = self.ledger().visit(waiters.iter().map(|w| w.session));
         // On the heap: large, and once for all that ask.
-        let working = Box::pin(self.work_in_one(ends, backoff, waiters, candidates, unheard));
+        let working = Box::pin(self.work_in_one(ends, backoff, waiters, looked, unheard));
         let (worked, held) = working.await.inspect_err(|_| {
             if !waiters.is_empty() {
                 // What it chose may be ready still, and others have read past it.
@@ -203,7 +206,7 @@ impl Store {
         ends: &[EndLease],
         backoff: Duration,
         waiters: &[Waiter],
-        candidates: Option<Candidates>,
+        looked: Option<(Asking, Candidates)>,
         unheard: &mut bool,
     ) -> Result<(Worked, HashMap<SessionId, Vec<Claimed>>), StoreError> {
         let mut client = self.client().await?;
@@ -220,7 +223,10 @@ impl Store {
         ] {
             statement.prepare(&client).await?;
         }
-        let asking = self.asking(&client, waiters).await?;
+        let (asking, candidates) = match looked {
+            Some((asking, candidates)) => (asking, Some(candidates)),
+            None => (self.asking(&client, waiters).await?, None),
+        };
         if !waiters.is_empty() && !self.ready().knows_lanes() {
             self.read_lanes(&client).await?;
         }

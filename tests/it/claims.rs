@@ -443,3 +443,39 @@ async fn a_host_is_given_only_what_is_still_ready_under_the_lock() {
     assert_eq!(store.get_task(done.task_id).await.unwrap().unwrap().status, Status::Completed);
     db.check_history().await;
 }
+
+#[tokio::test]
+async fn who_is_left_out_of_a_claim_keeps_nobody_from_a_task() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&["agent:y"], Mode::Undecided), 1).await;
+    let x = agent(&store, "x", &["agent:x"], 1).await;
+    let y = agent(&store, "y", &["agent:y"], 1).await;
+    // Nothing is there for the first, which therefore does not go on to the claim.
+    let claims = store.claim_for_agents(&[x, y].map(Waiter::one), true).await.unwrap();
+    let places: Vec<usize> = claims.claimed.iter().map(|claimed| claimed.0).collect();
+    assert_eq!(places, [1], "{claims:?}");
+}
+
+#[tokio::test]
+async fn who_is_left_out_of_a_claim_changes_nobodys_capabilities() {
+    let db = Db::new().await;
+    let store = db.store();
+    let full = agent(&store, "full", &["agent:x", "agent:z"], 1).await;
+    create(&store, task(&["agent:z"], Mode::Undecided), 1).await;
+    assert!(pull(&store, full).await.is_some());
+    let x = agent(&store, "x", &["agent:x"], 1).await;
+    let w = agent(&store, "w", &["agent:w"], 1).await;
+    for label in ["agent:x", "agent:w"] {
+        create(&store, task(&[label], Mode::Undecided), 1).await;
+    }
+    // By the look beforehand the first, which is full, gets the one for `x`, so the second is left out.
+    let claims = store.claim_for_agents(&[full, x, w].map(Waiter::one), true).await.unwrap();
+    let given: Vec<(usize, &str)> = claims
+        .claimed
+        .iter()
+        .map(|(place, id, _)| (*place, claims.tasks[id].capabilities[0].as_str()))
+        .collect();
+    assert_eq!(given, [(2, "agent:w")]);
+    assert!(claims.shortfall, "there is something for the one that was left out");
+}
