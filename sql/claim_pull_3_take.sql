@@ -4,14 +4,16 @@
 --          becomes http_pull.
 -- Locks:   tasks by id, FOR UPDATE SKIP LOCKED.
 -- Index:   tasks_pkey; agents_pkey; task_specs_pkey; receipts_pkey.
--- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers.
+-- $1 uuid[]: tasks; $2 uuid[]: the session of each; $3 text[]: its agent; $4 uuid[]: the request that it answers; $5 bigint[]:
+-- the lane in which the task was found, null for a pin: what it requires may have changed since.
 with own as materialized (
   select t.task_id, t.status, p.session_id, p.agent_id, p.claim_id
-    from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[]) as p(task_id, session_id, agent_id, claim_id)
+    from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::bigint[])
+           as p(task_id, session_id, agent_id, claim_id, lane_id)
     join fleet.tasks t on t.task_id = p.task_id
     -- under the lock of its session: an agent that drains by now, or has registered anew, takes nothing
     join fleet.agents a on a.agent_id = p.agent_id and a.session_id = p.session_id and a.drained_at is null
-   where (t.status = 'created' and t.execution_mode in ('http_pull', 'undecided'))
+   where (t.status = 'created' and t.lane_id = p.lane_id and t.execution_mode in ('http_pull', 'undecided'))
       or (t.status = 'assigned' and t.holder is null and t.execution_mode = 'http_pull' and t.pinned_to = p.agent_id)
    order by t.task_id
      for update of t skip locked

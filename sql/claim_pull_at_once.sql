@@ -36,11 +36,11 @@ locked as materialized (
 ),
 own as materialized (
   select t.task_id, l.session_id, l.agent_id, l.expires_at
-    from (select r.task_id from ready r order by r.priority desc, r.seq limit 1) f
+    from (select r.task_id, r.lane_id from ready r order by r.priority desc, r.seq limit 1) f
    cross join locked l
     join fleet.tasks t on t.task_id = f.task_id
    -- hidden from the index of what is ready: by statistics of a moment with little of it, that is as good to read as this one row
-   where coalesce(t.status, '') = 'created' and t.execution_mode in ('http_pull', 'undecided')
+   where coalesce(t.status, '') = 'created' and t.lane_id = f.lane_id and t.execution_mode in ('http_pull', 'undecided')
      for update of t skip locked
 ),
 claimed as (

@@ -2,17 +2,18 @@
 --          has it; what is gone by now is skipped, and only what is returned is taken. An undecided task becomes ssh_cli.
 -- Locks:   tasks by id, FOR UPDATE SKIP LOCKED.
 -- Index:   tasks_pkey; host_agents_pkey.
--- $1 uuid[]: tasks; $2 bigint[]: the host agent of each; $3 uuid: this replica's session; $4 text: actor.
+-- $1 uuid[]: tasks; $2 bigint[]: the host agent of each; $3 uuid: this replica's session; $4 text: actor; $5 bigint[]: the lane in
+-- which the task was found, null for a pin: what it requires may have changed since.
 with pair as materialized (
-  select p.task_id, ha.host_agent_id, ha.host_id, ha.agent_type
-    from unnest($1::uuid[], $2::bigint[]) as p(task_id, host_agent_id)
+  select p.task_id, p.lane_id, ha.host_agent_id, ha.host_id, ha.agent_type
+    from unnest($1::uuid[], $2::bigint[], $5::bigint[]) as p(task_id, host_agent_id, lane_id)
     join fleet.host_agents ha on ha.host_agent_id = p.host_agent_id
 ),
 own as materialized (
   select t.task_id, t.status, p.host_agent_id, p.host_id || '/' || p.agent_type as host
     from pair p
     join fleet.tasks t on t.task_id = p.task_id
-   where (t.status = 'created' and t.execution_mode in ('ssh_cli', 'undecided'))
+   where (t.status = 'created' and t.lane_id = p.lane_id and t.execution_mode in ('ssh_cli', 'undecided'))
       or (t.status = 'assigned' and t.holder is null and t.execution_mode = 'ssh_cli'
           and t.pinned_to in (p.host_id, p.host_id || '/' || p.agent_type))
    order by t.task_id

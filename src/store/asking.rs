@@ -57,6 +57,8 @@ pub(super) struct Asking {
 pub(super) struct Pair {
     pub(super) place: usize,
     pub(super) task_id: TaskId,
+    /// Where it was found; `None` for a pin.
+    pub(super) lane_id: Option<i64>,
 }
 
 /// Who gets what.
@@ -123,17 +125,17 @@ impl Asking {
                 continue;
             }
             let pinned = candidates.pinned.get(&registered.agent_id);
-            let pinned = pinned.into_iter().flatten().copied();
+            let pinned = pinned.into_iter().flatten().map(|task_id| (*task_id, None));
             let Some((ready, is_whole)) = queues.get_mut(*set) else { continue };
-            let ready = ready.map(|c| c.task_id);
+            let ready = ready.map(|c| (c.task_id, Some(c.lane_id)));
             let most = waiter.max_tasks.min(*room).min(TASKS - assigned.pairs.len());
             let mut left = most;
             let mut offered = pinned.chain(ready);
             while left > 0
-                && let Some(task_id) = offered.next()
+                && let Some((task_id, lane_id)) = offered.next()
             {
                 if gone.insert(task_id) {
-                    assigned.pairs.push(Pair { place, task_id });
+                    assigned.pairs.push(Pair { place, task_id, lane_id });
                     *room -= 1;
                     left -= 1;
                 }

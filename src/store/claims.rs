@@ -73,11 +73,13 @@ fn intern_sets(offers: impl Iterator<Item = CapabilitySet>) -> (serde_json::Valu
     (serde_json::json!(sets), numbers)
 }
 
-/// Candidates of each set, in order.
-fn by_set(rows: &[Row]) -> HashMap<i32, Vec<Uuid>> {
-    let mut sets: HashMap<i32, Vec<Uuid>> = HashMap::new();
+/// Candidates of each set, in order, each with its lane.
+fn by_set(rows: &[Row]) -> HashMap<i32, Vec<(Uuid, Option<i64>)>> {
+    let mut sets: HashMap<i32, Vec<(Uuid, Option<i64>)>> = HashMap::new();
     for row in rows {
-        sets.entry(get(row, "set_no")).or_default().push(get(row, "task_id"));
+        sets.entry(get(row, "set_no"))
+            .or_default()
+            .push((get(row, "task_id"), get(row, "lane_id")));
     }
     sets
 }
@@ -142,7 +144,7 @@ impl Store {
                 held.iter().map(|r| (get(r, "host_agent_id"), get(r, "held"))).collect();
             let ready = by_set(&ready);
 
-            let mut pairs: Vec<(Uuid, i64)> = Vec::new();
+            let mut pairs: Vec<(Uuid, i64, Option<i64>)> = Vec::new();
             for (place, row) in locked.iter().enumerate() {
                 let host_agent: i64 = get(row, "host_agent_id");
                 let free = i64::from(get::<i32>(row, "max_concurrency"))
@@ -151,14 +153,14 @@ impl Store {
                 let mine = pinned
                     .iter()
                     .filter(|pin| pin_fits(pin, row))
-                    .map(|pin| get::<Uuid>(pin, "task_id"));
+                    .map(|pin| (get::<Uuid>(pin, "task_id"), None));
                 let ready = ready.get(&numbers[place]).into_iter().flatten().copied();
-                let candidates: Vec<Uuid> =
-                    mine.chain(ready).filter(|task| !gone.contains(task)).collect();
+                let candidates: Vec<(Uuid, Option<i64>)> =
+                    mine.chain(ready).filter(|(task, _)| !gone.contains(task)).collect();
                 let begin = begins_at(round, 0, candidates.len(), left);
-                for task in candidates.into_iter().skip(begin).take(left) {
+                for (task, lane) in candidates.into_iter().skip(begin).take(left) {
                     gone.insert(task);
-                    pairs.push((task, host_agent));
+                    pairs.push((task, host_agent, lane));
                 }
             }
             if pairs.is_empty() {
@@ -167,8 +169,9 @@ impl Store {
 
             let tasks: Vec<Uuid> = pairs.iter().map(|p| p.0).collect();
             let slots: Vec<i64> = pairs.iter().map(|p| p.1).collect();
+            let lanes: Vec<Option<i64>> = pairs.iter().map(|p| p.2).collect();
             let rows = CLAIM_PUSH_3_TAKE
-                .rows(&tx, &[&tasks, &slots, &session.0, &actor.to_string()])
+                .rows(&tx, &[&tasks, &slots, &session.0, &actor.to_string(), &lanes])
                 .await?;
             for row in &rows {
                 journal.note(|| Line {

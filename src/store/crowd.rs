@@ -270,7 +270,7 @@ mod tests {
     fn choose(chosen: &mut Chosen, reading: &Reading, wanted: &[u128]) -> Vec<u128> {
         let assigned = chosen.choose(reading, &mut HashSet::new(), |gone| {
             let free = wanted.iter().filter(|n| !gone.contains(&id(**n)));
-            let pairs = free.map(|n| Pair { place: 0, task_id: id(*n) }).collect();
+            let pairs = free.map(|n| Pair { place: 0, task_id: id(*n), lane_id: None }).collect();
             Assigned { pairs, passed_over: false }
         });
         assigned.pairs.iter().map(|pair| pair.task_id.0.as_u128()).collect()
@@ -322,7 +322,7 @@ mod tests {
         let stand = |place, of| lock(&crowd.0).standing = Some(Standing { place, of });
         stand(1, 2);
         let order = |share: Share| {
-            let of = |(n, priority)| Candidate { task_id: id(n), priority };
+            let of = |(n, priority)| Candidate { task_id: id(n), lane_id: 1, priority };
             let mut all = [(2, 1), (3, 1), (4, 1), (5, 1), (7, 0)].map(of);
             share.prefer(&mut all);
             all.map(|c| c.task_id.0.as_u128())

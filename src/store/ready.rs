@@ -43,6 +43,7 @@ pub struct ReadyPlace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) task_id: TaskId,
+    pub(super) lane_id: i64,
     pub(super) priority: i16,
 }
 
@@ -315,10 +316,10 @@ impl Found {
     /// Candidates of each set, in order; sets are counted from 0.
     pub(super) fn by_set(&self, sets: usize) -> Vec<Vec<Candidate>> {
         let mut found = vec![Vec::new(); sets];
-        for ReadyRow { set_no, task_id, priority, .. } in &self.rows {
-            let set_no = usize::try_from(*set_no).unwrap_or(0);
+        for &ReadyRow { set_no, task_id, lane_id, priority, .. } in &self.rows {
+            let set_no = usize::try_from(set_no).unwrap_or(0);
             if let Some(set) = set_no.checked_sub(1).and_then(|n| found.get_mut(n)) {
-                set.push(Candidate { task_id: *task_id, priority: *priority });
+                set.push(Candidate { task_id, lane_id, priority });
             }
         }
         found

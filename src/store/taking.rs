@@ -179,8 +179,9 @@ impl Store {
             .iter()
             .map(|pair| taking.asking.waiters[pair.place].as_ref().map_or("", |(_, r)| &r.agent_id))
             .collect();
+        let lanes: Vec<Option<i64>> = pairs.iter().map(|pair| pair.lane_id).collect();
         let claimer = self.ledger().claimer;
-        let take: Params<'_> = &[&tasks, &holders, &agents, &requests];
+        let take: Params<'_> = &[&tasks, &holders, &agents, &requests, &lanes];
         let (taken, _) = tokio::try_join!(
             biased;
             CLAIM_PULL_3_TAKE.rows(tx, take),

@@ -153,16 +153,22 @@ async fn under_its_locks_it_looks_again_whether_it_may() {
     let db = Db::new().await;
     let (store, other_replica) = (db.store(), db.store());
     let session = known(&store, "a").await;
-    hinted(&store, vec![task(&[], Mode::Undecided); 2]).await;
+    hinted(&store, vec![task(&[], Mode::Undecided); 3]).await;
+    create(&store, task(&["agent:other"], Mode::Undecided), 1).await;
     let claimer = claimer(&db, session).await;
     let gate = db.connect().await;
-    for act in ["drain", "claim"] {
+    for act in ["edit", "drain", "claim"] {
         gate.batch_execute("select pg_advisory_lock(7)").await.unwrap();
         let claim = db.connect().await;
         let claiming =
             tokio::spawn(async move { takes(&claim, &late(AT_ONCE), session, claimer).await });
         db.until_waiting(1).await;
-        if act == "drain" {
+        if act == "edit" {
+            let edit = "update fleet.tasks t
+                           set lane_id = (select max(lane_id) from fleet.lanes where capabilities <> '{}')
+                         where t.seq = (select min(seq) from fleet.tasks where status = 'created')";
+            db.execute(edit).await;
+        } else if act == "drain" {
             assert!(store.set_agent_drained("a", true).await.unwrap());
         } else {
             assert!(pull(&other_replica, session).await.is_some());

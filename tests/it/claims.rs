@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use agent_fleet::{
-    model::{ExecutionMode as Mode, Lease, Priority, Status},
+    model::{ExecutionMode as Mode, Lease, Priority, Status, TaskId},
     store::{Ended, Outcome, Store, Waiter},
 };
 use tokio::sync::Barrier;
@@ -88,15 +88,13 @@ async fn a_session_that_another_replica_claims_for_is_left_alone_and_then_counte
     assert!(claims.claimed.is_empty() && claims.ended.is_empty());
     assert!(claims.shortfall, "the one that was skipped is to be looked for again");
 
-    let first: Uuid = tx
-        .query_one("select task_id from fleet.tasks order by seq limit 1", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let first = "select task_id, lane_id from fleet.tasks order by seq limit 1";
+    let first = tx.query_one(first, &[]).await.unwrap();
+    let (first, lane): (Uuid, i64) = (first.get(0), first.get(1));
     let taken = tx
         .query(
             sql("claim_pull_3_take"),
-            &[&vec![first], &vec![session.0], &vec!["a"], &vec![Uuid::now_v7()]],
+            &[&vec![first], &vec![session.0], &vec!["a"], &vec![Uuid::now_v7()], &vec![lane]],
         )
         .await
         .unwrap();
@@ -436,7 +434,9 @@ async fn a_host_is_given_only_what_is_still_ready_under_the_lock() {
     // All three were ready when a dispatcher read them.
     let tasks = [pulled.task_id, done.task_id, free].map(|id| id.0).to_vec();
     let hosts = vec![slots["h"].0; 3];
-    let taken = db.rows(sql("claim_push_3_take"), &[&tasks, &hosts, &boot.0, &"replica:r"]).await;
+    let lanes = vec![lane_of(&db, free).await; 3];
+    let taken = [&tasks as &(dyn ToSql + Sync), &hosts, &boot.0, &"replica:r", &lanes];
+    let taken = db.rows(sql("claim_push_3_take"), &taken).await;
     let taken: Vec<Uuid> = taken.iter().map(|row| row.get("task_id")).collect();
     assert_eq!(taken, [free.0]);
     assert!(store.check_lease(pulled.task_id).await.unwrap().unwrap().is_held_by(&pulled));
@@ -478,4 +478,32 @@ async fn who_is_left_out_of_a_claim_changes_nobodys_capabilities() {
         .collect();
     assert_eq!(given, [(2, "agent:w")]);
     assert!(claims.shortfall, "there is something for the one that was left out");
+}
+
+async fn lane_of(db: &Db, task: TaskId) -> i64 {
+    db.rows("select lane_id from fleet.tasks where task_id = $1", &[&task.0]).await[0].get(0)
+}
+
+#[tokio::test]
+async fn what_has_moved_to_another_lane_since_it_was_read_is_taken_by_nobody_who_read_it() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (boot, slots) = replica(&store, "r", &[host("h", &["agent:x"], 1)]).await;
+    let session = agent(&store, "a", &["agent:x"], 1).await;
+    let moved = create(&store, task(&["agent:x"], Mode::Undecided), 1).await[0];
+    let other = create(&store, task(&["agent:y"], Mode::Undecided), 1).await[0];
+    let (tasks, found) = (vec![moved.0], vec![lane_of(&db, moved).await]);
+    // Its issue was edited: it requires something else now.
+    let edit = format!("update fleet.tasks set lane_id = {}", lane_of(&db, other).await);
+    db.execute(&edit).await;
+    let (sessions, agents, requests) = (vec![session.0], vec!["a"], vec![Uuid::now_v7()]);
+    let pull: [&(dyn ToSql + Sync); 5] = [&tasks, &sessions, &agents, &requests, &found];
+    assert!(db.rows(sql("claim_pull_3_take"), &pull).await.is_empty());
+    let hosts = vec![slots["h"].0];
+    let push: [&(dyn ToSql + Sync); 5] = [&tasks, &hosts, &boot.0, &"replica:r", &found];
+    assert!(db.rows(sql("claim_push_3_take"), &push).await.is_empty());
+
+    let found = vec![lane_of(&db, moved).await];
+    let pull: [&(dyn ToSql + Sync); 5] = [&tasks, &sessions, &agents, &requests, &found];
+    assert_eq!(db.rows(sql("claim_pull_3_take"), &pull).await.len(), 1);
 }

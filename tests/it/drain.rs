@@ -98,9 +98,10 @@ async fn a_claim_checks_under_its_lock_that_the_agent_is_not_draining() {
     assert!(draining.await.unwrap());
     // A claim whose first statement saw the agent as it was before takes nothing for it.
     let take = sql("claim_pull_3_take");
-    let task: uuid::Uuid = db.rows("select task_id from fleet.tasks limit 1", &[]).await[0].get(0);
-    let (tasks, sessions, agents) = (vec![task], vec![session.0], vec!["a"]);
-    let params: [&(dyn ToSql + Sync); 4] = [&tasks, &sessions, &agents, &sessions];
+    let task = &db.rows("select task_id, lane_id from fleet.tasks limit 1", &[]).await[0];
+    let (task, lane): (uuid::Uuid, i64) = (task.get(0), task.get(1));
+    let (tasks, sessions, agents, lanes) = (vec![task], vec![session.0], vec!["a"], vec![lane]);
+    let params: [&(dyn ToSql + Sync); 5] = [&tasks, &sessions, &agents, &sessions, &lanes];
     let taken = db.rows(take, &params).await;
     assert!(taken.is_empty(), "{taken:?}");
     assert!(pull(&store, session).await.is_none());

@@ -108,9 +108,12 @@ async fn claims_use_their_partial_index_with_stale_statistics() {
     for (name, values) in [
         (
             "claim_pull_3_take",
-            "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()]",
+            "array[gen_random_uuid()], array[gen_random_uuid()], array['a'], array[gen_random_uuid()], array[1]",
         ),
-        ("claim_push_3_take", "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x'"),
+        (
+            "claim_push_3_take",
+            "array[gen_random_uuid()], array[1], gen_random_uuid(), 'x', array[1]",
+        ),
         ("claim_pull_at_once", AT_ONCE),
         ("claim_pull_next", NEXT),
     ] {
