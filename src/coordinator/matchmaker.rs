@@ -98,14 +98,15 @@ impl Matchmaker {
         let (reply, answer) = oneshot::channel();
         let set = replica.store.effective(&waiter);
         let due = once || waiter.repeatable || set.is_none();
-        let look = due || set.as_ref().is_some_and(|set| replica.store.may_have_ready(set));
+        let asks_for = if due { None } else { set.clone() };
         let mut queue = replica.matchmaker.lock();
         queue.number += 1;
         let number = queue.number;
         queue.by_session.entry(waiter.session).or_default().push(number);
         queue.waiting.insert(number, Waiting { waiter, set, once, due, barred: false, reply });
         drop(queue);
-        if look {
+        // Not before: what becomes ready meanwhile finds it in the queue, or is found here.
+        if asks_for.is_none_or(|set| replica.store.may_have_ready(&set)) {
             replica.wake.match_now();
         }
         Place { replica: Arc::clone(replica), number, answer: Some(answer) }
@@ -184,14 +185,14 @@ impl Matchmaker {
         self.claimed.store(true, Ordering::Relaxed);
     }
 
-    /// Whom to look at now, in the order of arrival, but for those that were looked at in vain. With `alone` only the first,
-    /// when something is ready for it by all that is known.
-    fn choose(&self, replica: &Replica, vain: &HashSet<u64>, once: bool, alone: bool) -> Choice {
+    /// Whom of the first so many to look at now, in the order of arrival, but for those that were looked at in vain. With `alone`
+    /// only the first, when something is ready for it by all that is known.
+    fn choose(&self, replica: &Replica, of: Looked<'_>, alone: bool) -> Choice {
         let queue = self.lock();
         let mut promising: HashMap<&CapabilitySet, bool> = HashMap::new();
         let mut chosen = Vec::new();
-        for (number, waiting) in &queue.waiting {
-            if waiting.once != once || vain.contains(number) {
+        for (number, waiting) in queue.waiting.range(..=of.last) {
+            if waiting.once != of.once || of.vain.contains(number) {
                 continue;
             }
             let look = waiting.due
@@ -212,6 +213,14 @@ impl Matchmaker {
         }
         Choice { chosen, alone: false }
     }
+}
+
+/// Of whom to choose.
+struct Looked<'a> {
+    /// The last that counts: whoever comes later has its turn after all others had theirs.
+    last: u64,
+    once: bool,
+    vain: &'a HashSet<u64>,
 }
 
 /// Whom to look at.
@@ -286,20 +295,23 @@ async fn look(replica: &Replica, sessions: &[SessionId]) -> Result<(), StoreErro
         waiting.due = true;
     }
     // Whoever may find something now; also in a lane that only this look has shown.
-    if !replica.matchmaker.choose(replica, &HashSet::new(), false, true).chosen.is_empty() {
+    let all = Looked { last: u64::MAX, once: false, vain: &HashSet::new() };
+    if !replica.matchmaker.choose(replica, all, true).chosen.is_empty() {
         replica.wake.match_now();
     }
     Ok(())
 }
 
-/// One look for those that may find something. True when somebody went without although there may be something.
+/// One look for those that wait now and may find something; who comes meanwhile wakes the loop again. True when somebody went without although there may be something.
 async fn scan(replica: &Arc<Replica>, once: bool) -> bool {
+    let last = replica.matchmaker.lock().number;
     let mut vain = HashSet::new();
     let mut tries = 0;
     loop {
         // After a hint mostly one task has become ready, and who takes it sees whether there are more.
         let alone = tries == 0 && vain.is_empty();
-        let Choice { chosen, alone } = replica.matchmaker.choose(replica, &vain, once, alone);
+        let Choice { chosen, alone } =
+            replica.matchmaker.choose(replica, Looked { last, once, vain: &vain }, alone);
         if chosen.is_empty() {
             return false;
         }
@@ -391,7 +403,8 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], how: How) -> boo
     if claims.shortfall {
         for (number, _) in asked {
             if let Some(waiting) = replica.matchmaker.lock().waiting.get_mut(number) {
-                waiting.due = !waiting.barred;
+                // It may be due already: its slot became free during this claim.
+                waiting.due |= !waiting.barred;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `POST /api/v1/tasks/dequeue`: who gets what, and who waits.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use reqwest::StatusCode;
@@ -188,4 +188,34 @@ async fn over_two_replicas_an_agent_never_holds_more_than_its_slots() {
     db.check_history().await;
     one.stop().await;
     two.stop().await;
+}
+
+/// Those that ask without waiting come again and again; so do those that wait, behind a backlog.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_in_a_loop_keeps_nobody_else_from_work() {
+    let db = Db::new().await;
+    let node = Arc::new(Node::start(&db, "r", "").await);
+    for id in ["x1", "x2", "x3", "x4"] {
+        node.register(id, &["agent:x"], 1).await;
+    }
+    node.register("y", &["agent:y"], 1).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for id in ["x1", "x2", "x3", "x4"].repeat(12) {
+        let node = Arc::clone(&node);
+        asking.spawn(async move {
+            loop {
+                assert!(node.dequeue(id, 0).await.is_none());
+            }
+        });
+    }
+    for _ in 0..5 {
+        let waiting = Arc::clone(&node);
+        let waiting = tokio::spawn(async move { waiting.dequeue("y", 5).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        node.create("t", &["agent:y"]).await;
+        let task = waiting.await.unwrap().expect("it is served among the others");
+        assert_eq!(node.complete(&task, "y").await.0, StatusCode::OK);
+    }
+    asking.shutdown().await;
+    db.check_history().await;
 }
