@@ -153,14 +153,16 @@ impl Store {
         if chosen.is_empty() {
             return Ok(PullClaims { shortfall: blind || passed_over, ..PullClaims::default() });
         }
+        let promised = pairs.len();
         let asking = asking.only(&places, chosen.iter().map(|waiter| waiter.max_tasks).sum());
         let looked = Some((asking, candidates));
         let mut claims =
             self.work_once(&[], Duration::ZERO, &chosen, looked, unheard).await?.claims;
         claims.at_places(&places);
-        // Who was passed over for a candidate that went to nobody.
+        // Who was passed over for a candidate that went to nobody: the look beforehand does not know who has how much room.
+        let taken = claims.claimed.len() - claims.repeated.len();
         claims.shortfall |=
-            passed_over || (blind || !claims.barred.is_empty()) && places.len() < waiters.len();
+            passed_over || (blind || taken < promised) && places.len() < waiters.len();
         Ok(claims)
     }
 

@@ -507,3 +507,16 @@ async fn what_has_moved_to_another_lane_since_it_was_read_is_taken_by_nobody_who
     let pull: [&(dyn ToSql + Sync); 5] = [&tasks, &sessions, &agents, &requests, &found];
     assert_eq!(db.rows(sql("claim_pull_3_take"), &pull).await.len(), 1);
 }
+
+#[tokio::test]
+async fn who_may_take_less_than_it_asks_for_leaves_the_rest_to_the_next() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&[], Mode::Undecided), 5).await;
+    let (a, b) = (agent(&store, "a", &[], 1).await, agent(&store, "b", &[], 1).await);
+    let both = [Waiter { max_tasks: 5, ..Waiter::one(a) }, Waiter::one(b)];
+    let claims = store.claim_for_agents(&both, true).await.unwrap();
+    let served = |place| claims.claimed.iter().any(|claimed| claimed.0 == place);
+    assert!(served(0));
+    assert!(served(1) || claims.shortfall, "{claims:?}");
+}
