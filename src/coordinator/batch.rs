@@ -256,16 +256,26 @@ async fn carry_out<I: Shared>(replica: &Arc<Replica>, batch: Vec<Waiting<I>>) {
                 let _ = reply.send(Ok(done));
             }
         }
-        Err(error) if items.len() > 1 && !error.is_unavailable() => {
+        Err(error) if items.len() > 1 && (!error.is_unavailable() || error.is_locked_out()) => {
             tracing::warn!(error = %error_chain(&error), items = items.len(), "a batch failed; its items are done one by one");
+            // Each that meets a lock waits for it as long as the whole batch did. Where the second does, all of them may.
+            let mut locked_out = Vec::new();
             for (item, reply) in items.iter().zip(replies) {
-                let done = I::carry_out(replica, std::slice::from_ref(item)).await;
-                let done = done.map_err(Arc::new).and_then(|mut done| {
+                let done = match &locked_out[..] {
+                    [_, last] => Err(Arc::clone(last)),
+                    _ => I::carry_out(replica, std::slice::from_ref(item)).await.map_err(Arc::new),
+                };
+                if let Err(error) = &done
+                    && error.is_locked_out()
+                    && locked_out.len() < 2
+                {
+                    locked_out.push(Arc::clone(error));
+                }
+                let _ = reply.send(done.and_then(|mut done| {
                     done.pop().ok_or_else(|| {
                         Arc::new(StoreError::Unknown { what: "no answer".to_owned() })
                     })
-                });
-                let _ = reply.send(done);
+                }));
             }
         }
         Err(error) => {

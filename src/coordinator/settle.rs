@@ -78,20 +78,21 @@ impl Shared for Settle {
         let mut ended = worked.ended.drain(..);
         let mut place = 0;
         let claims = &mut worked.claims;
-        // What was given back here may have been claimed here.
+        // What was given back here may have been claimed here, also by who comes before: first all that have ended.
         let claimed: HashSet<TaskId> = claims.claimed.iter().map(|claim| claim.1).collect();
+        let shown: Vec<Option<Task>> = ends
+            .iter()
+            .map(|end| match end.held.task_id {
+                id if claimed.contains(&id) => claims.tasks.get(&id).cloned(),
+                id => claims.tasks.remove(&id),
+            })
+            .collect();
+        let mut shown = shown.into_iter();
         Ok(items
             .iter()
             .map(|item| Settled {
                 ended: ended.by_ref().take(item.ends.len()).collect(),
-                tasks: item
-                    .ends
-                    .iter()
-                    .map(|end| match end.held.task_id {
-                        id if claimed.contains(&id) => claims.tasks.get(&id).cloned(),
-                        id => claims.tasks.remove(&id),
-                    })
-                    .collect(),
+                tasks: shown.by_ref().take(item.ends.len()).collect(),
                 next: item.next.as_ref().map(|waiter| {
                     let handed = Handed::new(replica, waiter.session, claims, place);
                     place += 1;

@@ -136,6 +136,11 @@ impl StoreError {
             })
     }
 
+    /// True when somebody held a lock on something that this needed, for as long as it waits for locks.
+    pub fn is_locked_out(&self) -> bool {
+        self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// True for the violation of this unique constraint.
     pub(super) fn is_unique_violation(&self, constraint: &str) -> bool {
         match self {

@@ -262,6 +262,100 @@ async fn one_bad_creation_hurts_none_that_arrive_with_it() {
     node.stop().await;
 }
 
+/// What comes of these requests, of which all but the first ones share a batch: while nobody gets at the tasks, they gather.
+async fn gathered<T>(db: &Db, sending: impl Future<Output = T>) -> T {
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    tx.batch_execute("lock table fleet.tasks in exclusive mode").await.unwrap();
+    let releasing = async {
+        db.until_waiting(2).await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tx.rollback().await.unwrap();
+    };
+    tokio::join!(sending, releasing).0
+}
+
+/// Somebody cancels a task by hand and leaves the transaction open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_somebody_has_locked_hurts_none_that_shares_its_batch() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &[], 20).await;
+    create_many(&node, 20).await;
+    let tasks = dequeue(&node, json!({"agent_id": "a", "max_tasks": 20})).await;
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    let lock = format!(
+        "select from fleet.tasks where task_id = '{}' for update",
+        tasks[12]["task_id"].as_str().unwrap()
+    );
+    let receipts: Vec<Value> = tasks.iter().map(|task| receipt(task, "a", "done")).collect();
+    let sending = join_all(receipts.into_iter().map(|body| node.post("/api/v1/receipts", body)));
+    tx.batch_execute(&lock).await.unwrap();
+    let replies = sending.await;
+    for (n, (status, reply)) in replies.into_iter().enumerate() {
+        if n == 12 {
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{reply}");
+        } else {
+            assert!(status.is_success(), "{n}: {status} {reply}");
+        }
+    }
+    tx.rollback().await.unwrap();
+    node.must("/api/v1/receipts", receipt(&tasks[12], "a", "done")).await;
+    db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_releases_is_answered_also_when_one_before_it_in_its_batch_takes_the_task() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("fillers", &[], 20).await;
+    node.register("b", &["agent:b"], 1).await;
+    node.register("a", &["agent:b"], 1).await;
+    let mut was_taken = false;
+    for _ in 0..20 {
+        create_many(&node, 6).await;
+        let fillers = dequeue(&node, json!({"agent_id": "fillers", "max_tasks": 6})).await;
+        for _ in 0..2 {
+            node.create("t", &["agent:b"]).await;
+        }
+        let (of_b, of_a) =
+            (node.dequeue("b", 0).await.unwrap(), node.dequeue("a", 0).await.unwrap());
+        node.replica.store.ready_somewhere();
+        let later = |turn: u32| tokio::time::sleep(std::time::Duration::from_millis(20) * turn);
+        // One after the other, until as many batches are under way as there may be. The last two share the next one.
+        let fill = join_all(fillers.iter().zip(0..).map(async |(task, turn)| {
+            later(turn).await;
+            node.must("/api/v1/receipts", receipt(task, "fillers", "done")).await
+        }));
+        let released = format!("/api/v1/tasks/{}/release", of_a["task_id"].as_str().unwrap());
+        let release = json!({"agent_id": "a", "lease": of_a["lease"], "reason": "not mine"});
+        let sending = async {
+            let complete = async {
+                later(8).await;
+                cycle(&node, &of_b, "b").await
+            };
+            let release = async {
+                later(10).await;
+                node.post(&released, release).await
+            };
+            tokio::join!(fill, complete, release)
+        };
+        let (_, completed, (status, reply)) = gathered(&db, sending).await;
+        assert_eq!(status, StatusCode::OK, "{reply}");
+        was_taken |= completed["next"]["task_id"] == of_a["task_id"];
+        if was_taken {
+            break;
+        }
+        let left = node.dequeue("a", 0).await.unwrap();
+        assert_eq!(node.complete(&left, "a").await.0, StatusCode::OK);
+    }
+    assert!(was_taken, "it never came to it");
+    db.check_history().await;
+    node.stop().await;
+}
+
 /// What the database refuses fails its whole batch, which is then done again item by item.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_database_refuses_hurts_none_that_shares_its_batch() {
@@ -276,18 +370,10 @@ async fn what_the_database_refuses_hurts_none_that_shares_its_batch() {
          create trigger refuse before insert on fleet.receipts for each row execute function refuse();",
     )
     .await;
-    // While nobody gets at the table, all but the first ones gather. The poison is in their midst.
+    // The poison is in the midst of those that gather.
     let together = async |path: &str, bodies: Vec<Value>| {
-        let mut other = db.connect().await;
-        let tx = other.transaction().await.unwrap();
-        tx.batch_execute("lock table fleet.tasks in exclusive mode").await.unwrap();
         let sending = join_all(bodies.into_iter().map(|body| node.post(path, body)));
-        let releasing = async {
-            db.until_waiting(2).await;
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            tx.rollback().await.unwrap();
-        };
-        let (replies, ()) = tokio::join!(sending, releasing);
+        let replies = gathered(&db, sending).await;
         for (n, (status, reply)) in replies.into_iter().enumerate() {
             if n == 12 {
                 assert!(status.is_server_error(), "{status} {reply}");
