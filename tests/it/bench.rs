@@ -54,6 +54,8 @@ async fn another_coordinator_is_loaded_only_when_asked_and_left_clean() {
         (&["--yes"], "another", 1, "AGENT_FLEET_TOKEN"),
         (&["--yes", "--url", "http://127.0.0.1:1"], "admin-t0ken", 1, "http://127.0.0.1:1"),
         (&["--yes", "--url", "ftp://fleet"], "admin-t0ken", 2, "http"),
+        // Before anything is loaded.
+        (&["held-snapshot", "--yes"], "admin-t0ken", 2, "held-snapshot"),
     ] {
         let said = run(bench(more, token)).await;
         assert_eq!(said.code, Some(code), "{more:?}: {}", said.stderr);

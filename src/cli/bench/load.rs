@@ -19,6 +19,8 @@ use super::{agent::Agent, http::Connection, stage::Fleet};
 
 /// Tasks in one array.
 pub(super) const ARRAY: usize = 500;
+/// So many tasks wait while [`feed`] creates them.
+pub(super) const LEAD: usize = 10 * ARRAY;
 /// Bytes of a task's body.
 const BODY: usize = 500;
 /// Registrations under way at once.
@@ -249,7 +251,7 @@ pub(super) async fn feed(
     let array = array(&capability, ARRAY);
     let mut made = 0;
     while made < tasks && !enough.is_cancelled() {
-        if made >= tally.done() + 10 * ARRAY {
+        if made >= tally.done() + LEAD {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         }

@@ -28,6 +28,7 @@ mod wake;
 mod webhook;
 
 use anyhow::anyhow;
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 
 use self::{http::Address, report::Report, stage::Stage};
@@ -40,7 +41,7 @@ use super::{
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What to measure, in this order.
+    /// What to measure, in this order; `all` leaves out what a coordinator that is not the bench's own does not allow.
     #[arg(value_enum, default_value = "all")]
     scenarios: Vec<Scenario>,
     /// Only a few tasks each: proves that every scenario runs, measures nothing.
@@ -106,6 +107,9 @@ const ALL: &[Scenario] = &[
     Scenario::Stuck,
     Scenario::Views,
 ];
+/// Those that need nothing but HTTP.
+const FOREIGN: &[Scenario] =
+    &[Scenario::Cycle, Scenario::Batch, Scenario::Wake, Scenario::Enqueue, Scenario::Stuck];
 /// Files that this process may open: a connection for each client of the largest scenario, and then some.
 const FILES: u64 = 4_096;
 
@@ -116,6 +120,15 @@ pub(super) async fn run(args: Args) -> Outcome {
             "this would load {}, which is not the bench's own: thousands of tasks and hundreds of agents; say --yes if \
              that is wanted",
             args.url.join(" and ")
+        )));
+    }
+    let can = if args.url.is_empty() { ALL } else { FOREIGN };
+    let scenarios = if args.scenarios.contains(&Scenario::All) { can } else { &args.scenarios };
+    if let Some(scenario) = scenarios.iter().find(|scenario| !can.contains(scenario)) {
+        let name = scenario.to_possible_value();
+        return Err(Failure::Usage(anyhow!(
+            "{} needs a database or a secret of the bench's own: leave it out, or leave --url out",
+            name.as_ref().map_or("this scenario", |name| name.get_name())
         )));
     }
     let addresses = args.url.iter().map(|url| Address::parse(url)).collect::<Result<Vec<_>, _>>();
@@ -130,20 +143,24 @@ pub(super) async fn run(args: Args) -> Outcome {
     allow_files();
     let mut report = Report::default();
     let measured = tokio::select! {
-        measured = measure(&args.scenarios, &stage, &mut report) => measured,
+        measured = measure(scenarios, &stage, &mut report) => measured,
         signal = crate::shutdown::signal() => match signal {
             Ok(signal) => Err(anyhow!("stopped by {signal}; what it had made has been cleared up")),
             Err(error) => Err(error.into()),
         },
     };
     let conditions = conditions(&stage);
-    stage.close().await?;
-    measured?;
-    if args.json {
-        print(&format!("{}\n", terminal::json(&report.to_json(&conditions))))?;
-    } else {
-        print(&format!("{}\n{}", report.to_table(), describe(&conditions)))?;
+    let closed = stage.close().await;
+    // What was measured before something failed took its time, too.
+    if measured.is_ok() || !report.is_empty() {
+        if args.json {
+            print(&format!("{}\n", terminal::json(&report.to_json(&conditions))))?;
+        } else {
+            print(&format!("{}\n{}", report.to_table(), describe(&conditions)))?;
+        }
     }
+    measured?;
+    closed?;
     let misses = report.misses();
     if args.check && !misses.is_empty() {
         return Err(Failure::Failed(anyhow!("not what it has to be: {}", misses.join("; "))));
@@ -152,7 +169,6 @@ pub(super) async fn run(args: Args) -> Outcome {
 }
 
 async fn measure(scenarios: &[Scenario], stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
-    let scenarios = if scenarios.contains(&Scenario::All) { ALL } else { scenarios };
     for scenario in scenarios {
         match scenario {
             Scenario::All => {}

@@ -116,6 +116,11 @@ impl Report {
         self.figures.push(figure);
     }
 
+    /// True while nothing was measured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.figures.is_empty()
+    }
+
     /// What does not hold.
     pub(super) fn misses(&self) -> Vec<String> {
         let missed = self.figures.iter().filter(|figure| figure.holds() == Some(false));

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     database::Activity,
-    load::{self, ARRAY, Crew, Tally},
+    load::{self, ARRAY, Crew, LEAD, Tally},
     report::{Bound, Figure, Report},
     stage::Stage,
 };
@@ -34,7 +34,7 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
         });
     };
     let a_task = |of: fn(&Activity) -> f64| {
-        each(&|round| (of(&round.ended) - of(&round.began)) / tasks as f64)
+        each(&|round| (of(&round.ended) - of(&round.began)) / round.tasks as f64)
     };
     figure("commits a task", &a_task(|a| a.commits), "", Some(Bound::AtMost(COMMITS)));
     figure("WAL a task", &a_task(|a| a.wal), "bytes", Some(Bound::AtMost(WAL)));
@@ -58,6 +58,8 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
 
 /// What one round found.
 struct Round {
+    /// All that were done.
+    tasks: usize,
     began: Activity,
     at_a_tenth: Activity,
     ended: Activity,
@@ -80,25 +82,30 @@ async fn measure(stage: &Stage, tasks: usize) -> anyhow::Result<Round> {
     load::settle(&fleet).await?;
     let agents = load::register(&fleet, AGENTS, 1).await?;
     let began = Activity::read(database).await?;
-    let tally = Arc::new(Tally::new(tasks, (0..=10).map(|tenth| (tasks * tenth / 10).max(1))));
+    // So that as many are created as done in each tenth: before the first those that wait from then on are created, and they are
+    // done after the last.
+    let lead = if stage.quick { 0 } else { LEAD };
+    let marks = (0..=10).map(|tenth| lead + (tasks * tenth / 10).max(1));
+    let (all, a_tenth) = (tasks + 2 * lead, lead + tasks / 10);
+    let tally = Arc::new(Tally::new(all, marks));
     let crew = Crew::set_to_work(agents, 1, &tally);
     let feeding = load::feed(
         fleet.admin(0).await?,
         fleet.capability.clone(),
         Arc::clone(&tally),
-        tasks,
+        all,
         CancellationToken::new(),
     );
     let at_a_tenth = async {
-        while tally.done() < tasks / 10 {
+        while tally.done() < a_tenth {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Activity::read(database).await
     };
     let ((), at_a_tenth, ()) = tokio::try_join!(feeding, at_a_tenth, crew.finish(&fleet))?;
     let ended = Activity::read(database).await?;
-    load::reconcile(&fleet, warm + tasks).await?;
+    load::reconcile(&fleet, warm + all).await?;
     fleet.close().await?;
 
-    Ok(Round { began, at_a_tenth, ended, rates: tally.rates() })
+    Ok(Round { tasks: all, began, at_a_tenth, ended, rates: tally.rates() })
 }

@@ -72,6 +72,8 @@ pub(super) struct Fleet<'a> {
     /// Required by all tasks of this scenario, and offered by its agents and by nobody else.
     pub(super) capability: String,
     agents: Mutex<usize>,
+    /// How many coordinators are to be loaded.
+    wanted: usize,
 }
 
 impl Stage {
@@ -131,6 +133,7 @@ impl Stage {
             replicas: Vec::new(),
             capability,
             agents: Mutex::new(0),
+            wanted: 1,
         };
         if let Place::Own(_) = self.place {
             fleet.scale(1).await?;
@@ -167,8 +170,8 @@ impl Foreign {
         for agent_id in agents {
             let body = json!({ "agent_id": agent_id });
             match self.client.post::<_, Value>("/api/v1/agents/deregister", &body).await {
-                // Its scenario has taken it out already.
-                Err(error) if error.code() == Some("session_ended") => {}
+                // Its scenario has taken it out already, or never came to register it.
+                Err(error) if matches!(error.code(), Some("session_ended" | "not_found")) => {}
                 answer => drop(answer?),
             }
         }
@@ -201,8 +204,9 @@ impl Fleet<'_> {
         }
     }
 
-    /// Starts or stops coordinators until there are so many. Somebody else's stay as they are.
+    /// Starts or stops coordinators until there are so many. Of somebody else's so many are loaded.
     pub(super) async fn scale(&mut self, wanted: usize) -> anyhow::Result<()> {
+        self.wanted = wanted;
         let (Place::Own(own), Some(database)) = (&self.stage.place, &self.database) else {
             return Ok(());
         };
@@ -227,7 +231,9 @@ impl Fleet<'_> {
     pub(super) fn address(&self, number: usize) -> &Address {
         match &self.stage.place {
             Place::Own(_) => &self.replicas[number % self.replicas.len()].address,
-            Place::Foreign(foreign) => &foreign.addresses[number % foreign.addresses.len()],
+            Place::Foreign(foreign) => {
+                &foreign.addresses[number % foreign.addresses.len().min(self.wanted.max(1))]
+            }
         }
     }
 
