@@ -71,9 +71,9 @@ pub(super) struct Assigned {
 
 impl Asking {
     /// The same of those in these places: their sets keep the numbers by which candidates were read.
-    pub(super) fn only(&self, places: &[usize], wanted: usize) -> Self {
+    pub(super) fn only(self, places: &[usize], wanted: usize) -> Self {
         let waiters = places.iter().map(|place| self.waiters[*place].clone()).collect();
-        Self { sets: self.sets.clone(), waiters, wanted: wanted.min(TASKS) }
+        Self { waiters, wanted: wanted.min(TASKS), ..self }
     }
 
     fn agents(&self) -> Vec<&str> {

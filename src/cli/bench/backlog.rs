@@ -24,9 +24,7 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
     let (tasks, claims) = if stage.quick { (2_000, 20) } else { (1_000_000, 4_000) };
     let empty = stage.fleet(NAME).await?;
     let full = stage.fleet(NAME).await?;
-    let database = full.database.as_ref().context(
-        "backlog: it is made by SQL, so it needs a database of the bench's own; leave this scenario out",
-    )?;
+    let database = full.own_database()?;
     make(stage, database, tasks).await?;
     let mut parts: [[Vec<f64>; 2]; 2] = Default::default();
     for _ in 0..stage.rounds {

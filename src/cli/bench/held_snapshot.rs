@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -60,9 +59,7 @@ struct Stretch {
 async fn measure(stage: &Stage) -> anyhow::Result<[Stretch; 3]> {
     let seconds = |full: f64| Duration::from_secs_f64(if stage.quick { full / 60.0 } else { full });
     let fleet = stage.fleet(NAME).await?;
-    let database = fleet.database.as_ref().context(
-        "held-snapshot: the transaction is held in the database, so it must be the bench's own; leave this scenario out",
-    )?;
+    let database = fleet.own_database()?;
     let agents = load::register(&fleet, AGENTS, 1).await?;
     let tally = Arc::new(Tally::new(usize::MAX, []));
     let crew = Crew::set_to_work(agents, 1, &tally);

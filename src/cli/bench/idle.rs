@@ -28,9 +28,7 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
     let poll = if stage.quick { 1 } else { POLL };
     let window = Duration::from_secs(u64::from(poll));
     let fleet = stage.fleet(NAME).await?;
-    let database = fleet.database.as_ref().context(
-        "idle: transactions are counted in the database, so it must be the bench's own; leave this scenario out",
-    )?;
+    let database = fleet.own_database()?;
     let replica = fleet.replicas.first().context("no replica")?;
     let agents = load::register(&fleet, if stage.quick { 20 } else { 1_000 }, 1).await?;
     let what = format!("{} agents wait", agents.len());

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -70,9 +70,7 @@ struct Round {
 /// One round, on a new database.
 async fn measure(stage: &Stage, tasks: usize) -> anyhow::Result<Round> {
     let fleet = stage.fleet(NAME).await?;
-    let database = fleet.database.as_ref().context(
-        "soak: tables and logs are measured in the database, so it must be the bench's own; leave this scenario out",
-    )?;
+    let database = fleet.own_database()?;
     // What is new in a process and in a table is not measured.
     let warm = if stage.quick { 100 } else { 20_000 };
     let agents = load::register(&fleet, AGENTS, 1).await?;

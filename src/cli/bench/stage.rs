@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use rand::RngExt as _;
 use serde_json::{Value, json};
@@ -243,6 +244,11 @@ impl Fleet<'_> {
             Place::Own(own) => Some(&own.admin_token),
             Place::Foreign(foreign) => foreign.token.as_deref(),
         }
+    }
+
+    /// The bench's own database, for who cannot do without: such scenarios are refused beforehand at somebody else's.
+    pub(super) fn own_database(&self) -> anyhow::Result<&Database<'_>> {
+        self.database.as_ref().context("there is no database of the bench's own")
     }
 
     /// The secret of the webhook; only of coordinators of the bench's own.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
 use serde::de::IgnoredAny;
 
 use super::{
@@ -34,9 +33,7 @@ pub(super) async fn run(stage: &Stage, report: &mut Report) -> anyhow::Result<()
         [(live, "20,000 live of 1,000,000 tasks", 50.0), (all, "1,000,000 waiting", 300.0)]
     {
         let fleet = stage.fleet(NAME).await?;
-        let database = fleet.database.as_ref().context(
-            "views: they are read in the database, so it must be the bench's own; leave this scenario out",
-        )?;
+        let database = fleet.own_database()?;
         stage.progress.begin(&format!("making tasks: {what}"));
         let finished = (all - backlog).to_string();
         let variables = [("tasks", finished.as_str())];
