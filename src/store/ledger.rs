@@ -124,6 +124,11 @@ impl Ledger {
         Visit { ledger: self, sessions, is_settled: false }
     }
 
+    /// True when another transaction of this process is about this session, too, or was when one under way began.
+    pub(super) fn is_crowded(&self, session: SessionId) -> bool {
+        self.lock().visits.get(&session).is_some_and(|visits| visits.crowded)
+    }
+
     /// A lease has ended.
     pub(super) fn ended(&self, session: SessionId, task_id: TaskId, lease: Lease) {
         let mut state = self.lock();

@@ -169,7 +169,7 @@ impl Store {
         tx: &C,
         taking: &Taking<'_>,
         pairs: &[Pair],
-        Lives { switched, ages, .. }: &Lives,
+        Lives { claimers, switched, ages, .. }: &Lives,
     ) -> Result<Vec<Row>, StoreError> {
         let tasks: Vec<Uuid> = pairs.iter().map(|pair| pair.task_id.0).collect();
         let waiters = || pairs.iter().map(|pair| &taking.waiters[pair.place]);
@@ -180,7 +180,6 @@ impl Store {
             .map(|pair| taking.asking.waiters[pair.place].as_ref().map_or("", |(_, r)| &r.agent_id))
             .collect();
         let lanes: Vec<Option<i64>> = pairs.iter().map(|pair| pair.lane_id).collect();
-        let claimer = self.ledger().claimer;
         let take: Params<'_> = &[&tasks, &holders, &agents, &requests, &lanes];
         let (taken, _) = tokio::try_join!(
             biased;
@@ -189,23 +188,28 @@ impl Store {
                 if switched.is_empty() {
                     return Ok(0);
                 }
-                CLAIM_PULL_4_SWITCH.run(tx, &[&claimer, switched, ages]).await
+                CLAIM_PULL_4_SWITCH.run(tx, &[claimers, switched, ages]).await
             },
         )?;
         Ok(taken)
     }
 
-    /// Of the locked sessions: whose sign of life is to be written, and until when each lives.
+    /// Of the locked sessions: whose sign of life is to be written, and by whom they are claimed for, and until when each
+    /// lives.
     fn lives(&self, Taking { waiters, locked, .. }: &Taking<'_>) -> Lives {
         let mut lives = Lives::default();
         for row in *locked {
             let session: Uuid = get(row, "session_id");
             let mut expires_at: Timestamp = get(row, "expires_at");
-            let is_ours = get::<Option<Uuid>>(row, "claimer") == Some(self.ledger().claimer);
+            // A claim in one statement may be on its way that goes by what was held before this one, and by who claimed.
+            let is_crowded = self.ledger().is_crowded(SessionId(session));
+            let claimer = if is_crowded { Uuid::now_v7() } else { self.ledger().claimer };
+            let stays = get::<Option<Uuid>>(row, "claimer") == Some(claimer);
             let of = waiters.iter().filter(|w| w.session.0 == session);
-            if (!is_ours || get(row, "is_quiet"))
+            if (!stays || get(row, "is_quiet"))
                 && let Some(age) = of.map(|w| w.asked.elapsed()).min()
             {
+                lives.claimers.push(claimer);
                 lives.switched.push(session);
                 lives.ages.push(age.as_secs_f64());
                 let renewed = get::<Timestamp>(row, "renewed_until").checked_sub(age);
@@ -309,8 +313,10 @@ pub(super) struct Taking<'a> {
 /// The signs of life of locked sessions.
 #[derive(Default)]
 struct Lives {
-    /// Whose is to be written: of those that another process has claimed for, or that have been quiet.
+    /// Whose is to be written: of those that another process has claimed for, or may be about to, or that have been quiet.
     switched: Vec<Uuid>,
+    /// Who claims for each of these.
+    claimers: Vec<Uuid>,
     /// How many seconds ago each of these asked.
     ages: Vec<f64>,
     /// When the leases of each session expire.

@@ -98,7 +98,8 @@ async fn a_session_that_another_replica_claims_for_is_left_alone_and_then_counte
         )
         .await
         .unwrap();
-    let switched: [&(dyn ToSql + Sync); 3] = [&Uuid::now_v7(), &vec![session.0], &vec![0_f64]];
+    let switched: [&(dyn ToSql + Sync); 3] =
+        [&vec![Uuid::now_v7()], &vec![session.0], &vec![0_f64]];
     assert_eq!(tx.execute(sql("claim_pull_4_switch"), &switched).await.unwrap(), 1);
     assert_eq!(taken.len(), 1);
     tx.commit().await.unwrap();

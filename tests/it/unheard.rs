@@ -27,7 +27,7 @@ use crate::support::{
 };
 
 /// Stands between a store and its database. Once armed, the answer to the next COMMIT, or to a transaction of one statement, is lost
-/// with its connection; or it waits until it is let go.
+/// with its connection; or it waits until it is let go, or the statement itself does.
 struct Line {
     fault: Arc<Fault>,
     store: Store,
@@ -37,6 +37,7 @@ struct Line {
 struct Fault {
     armed: AtomicBool,
     is_delay: AtomicBool,
+    is_hold: AtomicBool,
     /// What the statement says that is a transaction of its own; else COMMIT.
     said: Mutex<Option<Vec<u8>>>,
     go_on: Notify,
@@ -96,6 +97,12 @@ impl Line {
         self.arm();
     }
 
+    /// The next statement with such a parameter waits.
+    fn hold(&self, parameter: &[u8]) {
+        self.fault.is_hold.store(true, Ordering::SeqCst);
+        self.arm_for(parameter);
+    }
+
     /// Lets it go.
     fn go_on(&self) {
         self.fault.go_on.notify_one();
@@ -110,6 +117,10 @@ async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, fault: Arc<Faul
                 let Ok(count @ 1..) = read else { return };
                 let said = fault.said.lock().unwrap().clone().unwrap_or(b"COMMIT\0".to_vec());
                 let commits = up[..count].windows(said.len()).any(|w| w == said);
+                let is_hold = fault.is_hold.load(Ordering::SeqCst);
+                if is_hold && commits && fault.armed.swap(false, Ordering::SeqCst) {
+                    fault.go_on.notified().await;
+                }
                 if server.write_all(&up[..count]).await.is_err() {
                     return;
                 }
@@ -220,6 +231,32 @@ async fn a_claim_that_is_heard_of_late_counts_at_once() {
     assert_eq!(claim().await, None, "and still does");
     complete(&line.store, first.unwrap()).await;
     assert!(claim().await.is_some());
+    db.check_history().await;
+}
+
+#[tokio::test]
+async fn a_claim_at_once_that_is_late_takes_nothing_beyond_what_may_be_held() {
+    let db = Db::new().await;
+    let line = Line::new(&db).await;
+    let session = agent(&line.store, "a", &[], 2).await;
+    create(&line.store, task(&[], Mode::HttpPull), 1).await;
+    let held = pull(&line.store, session).await;
+    hinted(&line.store, vec![task(&[], Mode::Undecided); 3]).await;
+    line.hold(session.0.as_bytes());
+    let waiter = Waiter::one(session);
+    let (at_once, in_full) = tokio::join!(line.store.claim_at_once(&waiter), async {
+        eventually("it is on its way", async || line.was_cut().then_some(())).await;
+        let claimed = pull(&line.store, session).await;
+        line.go_on();
+        claimed
+    });
+    assert!(held.is_some() && in_full.is_some(), "one slot each");
+    let at_once = at_once.unwrap();
+    assert!(at_once.claimed.is_empty() && at_once.shortfall, "{at_once:?}");
+    // Alone with it again, the process remembers what it holds as before.
+    complete(&line.store, in_full.unwrap()).await;
+    assert!(pull(&line.store, session).await.is_some());
+    assert!(pull(&line.store, session).await.is_none());
     db.check_history().await;
 }
 
