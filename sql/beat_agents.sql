@@ -1,9 +1,9 @@
 -- Purpose: heartbeats of agents, in a batch. Only a live session can be renewed; one that is not returned has ended. With
 --          a list of what the agent works on: what it held when the heartbeat before this one came and neither list
 --          names is in `dropped`; what this list names and it does not hold is in `lost`. What it holds now and does
---          not list is kept for the next heartbeat.
+--          not list is kept for the next heartbeat. What was cancelled under it is not told of a task that it holds again.
 -- Locks:   sessions by id, FOR NO KEY UPDATE.
--- Index:   sessions_pkey; agents_pkey; tasks_held; cancel_notices_pkey.
+-- Index:   sessions_pkey; agents_pkey; tasks_held; cancel_notices_pkey; tasks_pkey.
 -- $1 uuid[]: sessions, each once; $2 boolean[]: whether there is a list; $3 double precision[]: seconds since the heartbeat
 -- arrived; $4 uuid[], $5 uuid[]: the lists, as pairs of session and task.
 with input as materialized (
@@ -44,7 +44,11 @@ beaten as (
 )
 select o.session_id, coalesce(a.drained_at is not null, false) as draining,
        array(select n.task_id from fleet.cancel_notices n
-              where n.session_id = o.session_id and n.at > now() - o.ttl order by n.at) as cancelled,
+              where n.session_id = o.session_id and n.at > now() - o.ttl
+                -- a notice does not name its lease, so it would end the new attempt
+                and not exists (select from fleet.tasks t
+                                 where t.task_id = n.task_id and t.holder = n.session_id and t.lease > n.lease)
+              order by n.at) as cancelled,
        d.tasks as dropped, d.leases as dropped_leases,
        array(select l.task_id from listed l
               where l.session_id = o.session_id

@@ -140,6 +140,27 @@ async fn another_lease_of_the_same_task_is_another_matter() {
 }
 
 #[tokio::test]
+async fn a_task_that_was_called_off_and_is_held_again_is_not_called_off_again() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &[], 1).await;
+    let id = node.create("t", &[]).await;
+    node.dequeue("a", 0).await.unwrap();
+    node.must(&format!("/api/v1/tasks/{id}/cancel"), json!({})).await;
+    assert_eq!(beat(&node, json!([id])).await["cancel"], json!([id]));
+    node.must(&format!("/api/v1/tasks/{id}/retry"), json!({})).await;
+    assert_eq!(beat(&node, json!([])).await["cancel"], json!([id]), "until it has it again");
+    assert_eq!(node.dequeue("a", 0).await.unwrap()["lease"], 2);
+    let heard = beat(&node, json!([id])).await;
+    assert_eq!((&heard["cancel"], &heard["lost"]), (&json!([]), &json!([])));
+    node.must(&format!("/api/v1/tasks/{id}/cancel"), json!({})).await;
+    let told = &beat(&node, json!([id])).await["cancel"];
+    assert!(told.as_array().unwrap().contains(&json!(id)), "{told}");
+    db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_in_a_reply_still_being_written_is_not_dropped() {
     let db = Db::new().await;
     let node = Node::start(&db, "r", QUICK).await;

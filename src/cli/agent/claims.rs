@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -103,25 +104,39 @@ impl Held {
     }
 }
 
+type Key = (TaskId, Lease);
+
+fn key(held: &Held) -> Key {
+    (held.task_id(), held.claim.run_lease)
+}
+
+/// Where older claims of the same task are.
+fn older(held: &Held) -> Range<Key> {
+    (held.task_id(), Lease(i64::MIN))..key(held)
+}
+
 /// All claims of this agent.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    held: Mutex<BTreeMap<(TaskId, Lease), Arc<Held>>>,
+    held: Mutex<BTreeMap<Key, Arc<Held>>>,
     changed: watch::Sender<()>,
 }
 
 impl Claims {
-    fn held(&self) -> MutexGuard<'_, BTreeMap<(TaskId, Lease), Arc<Held>>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Held>>> {
         // Nothing panics while it is locked.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, held: &Arc<Held>) {
-        self.held().insert((held.task_id(), held.claim.run_lease), Arc::clone(held));
+    /// Adds a claim. Answers with older ones of the same task that are here still: they are lost, or there would be no new one.
+    pub(super) fn insert(&self, held: &Arc<Held>) -> Vec<Arc<Held>> {
+        let mut all = self.held();
+        all.insert(key(held), Arc::clone(held));
+        all.range(older(held)).map(|(_, older)| Arc::clone(older)).collect()
     }
 
     pub(super) fn remove(&self, held: &Held) {
-        self.held().remove(&(held.task_id(), held.claim.run_lease));
+        self.held().remove(&key(held));
         self.changed.send_replace(());
     }
 
@@ -132,9 +147,7 @@ impl Claims {
 
     /// Waits until no older claim of the same task is at work here: its run may still be ending in the same folder.
     pub(super) async fn wait_for_older(&self, held: &Held) {
-        let first = (held.task_id(), Lease(i64::MIN));
-        let own = (held.task_id(), held.claim.run_lease);
-        self.wait_until(|all| all.range(first..own).next().is_none()).await;
+        self.wait_until(|all| all.range(older(held)).next().is_none()).await;
     }
 
     /// Waits until nothing is held.
@@ -142,7 +155,7 @@ impl Claims {
         self.wait_until(BTreeMap::is_empty).await;
     }
 
-    async fn wait_until(&self, holds: impl Fn(&BTreeMap<(TaskId, Lease), Arc<Held>>) -> bool) {
+    async fn wait_until(&self, holds: impl Fn(&BTreeMap<Key, Arc<Held>>) -> bool) {
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
@@ -181,8 +194,9 @@ mod tests {
     async fn a_younger_claim_waits_for_the_older() {
         let claims = Arc::new(Claims::default());
         let (old, young) = (Held::new(Claim::for_test(1)), Held::new(Claim::for_test(2)));
-        claims.insert(&old);
-        claims.insert(&young);
+        assert!(claims.insert(&old).is_empty());
+        let lost = claims.insert(&young);
+        assert_eq!(lost.iter().map(|held| held.lease()).collect::<Vec<_>>(), [Lease(1)]);
         claims.wait_for_older(&old).await;
         let waiting = {
             let (claims, young) = (Arc::clone(&claims), Arc::clone(&young));

@@ -53,7 +53,9 @@ pub(super) async fn pull(
             tracing::error!(error = error_chain(&error), "the claim cannot be kept on disk");
         }
         let held = Held::new(claim);
-        session.claims.insert(&held);
+        for older in session.claims.insert(&held) {
+            session.lose(&older, "it was called off, and handed out anew");
+        }
         let session = Arc::clone(session);
         // Those that have ended need no place there.
         while attempts.try_join_next().is_some() {}
