@@ -8,6 +8,8 @@ with moved as (
   update fleet.runs r
      set next_offset = r.next_offset + length($6::bytea), state = 'running', started_at = coalesce(r.started_at, now())
    where r.task_id = $1 and r.run_lease = $2 and r.next_offset = $5
+     -- on the row itself: what ends it also ends its lease, which this statement may see as it was before
+     and r.state <> 'ended'
      and exists (select 1 from fleet.tasks t where t.task_id = $1 and t.lease = $3 and t.holder = $4)
   returning r.task_id, r.run_lease, r.attempt
 )

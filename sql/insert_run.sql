@@ -10,5 +10,6 @@ insert into fleet.runs (task_id, run_lease, attempt, host_agent_id, command, pro
 select task_id, lease, attempt, host_agent_id, $4, $5, $6, $7, $8
   from cur
  where lease = $2 and holder = $3 and status = 'assigned' and host_agent_id is not null
-on conflict (task_id, run_lease) do nothing
+-- there already: an earlier try went through unheard of
+on conflict (task_id, run_lease) do update set run_lease = excluded.run_lease
 returning run_lease

@@ -157,6 +157,40 @@ async fn a_run_is_recorded_only_under_its_lease_and_before_it_begins() {
         assert!(!store.insert_run(over, &run).await.unwrap());
     }
     assert_eq!(db.count("select count(*) from fleet.runs").await, 0);
-    assert!(store.insert_run(&held[0], &run).await.unwrap());
+    for what in ["now", "by an earlier try that was not heard of"] {
+        assert!(store.insert_run(&held[0], &run).await.unwrap(), "{what}");
+    }
+    assert_eq!(db.count("select count(*) from fleet.runs").await, 1);
+    db.check_history().await;
+}
+
+/// What a statement that has waited for a row sees of others is as old as it is.
+#[tokio::test]
+async fn output_that_comes_while_its_run_is_called_off_does_not_revive_it() {
+    let db = Db::new().await;
+    let store = db.store();
+    create(&store, task(&[], Mode::SshCli), 1).await;
+    let (boot, slots) = replica(&store, "r", &[host("h", &[], 1)]).await;
+    let held = push(&store, boot, &[slots["h"]]).await[0];
+    let run = NewRun {
+        command: &["true".to_owned()],
+        prompt_via: "stdin",
+        output: "raw",
+        work_dir: "/nowhere",
+        timeout_secs: 9,
+    };
+    assert!(store.insert_run(&held, &run).await.unwrap());
+    assert!(store.append_run_output(&held, held.lease, 0, b"one\n").await.unwrap());
+    let other = db.connect().await;
+    let cancel = format!("begin; select fleet.cancel('{}')", held.task_id);
+    other.batch_execute(&cancel).await.unwrap();
+    let (stored, ()) =
+        tokio::join!(store.append_run_output(&held, held.lease, 4, b"two\n"), async {
+            db.until_waiting(1).await;
+            other.batch_execute("commit").await.unwrap();
+        });
+    assert!(!stored.unwrap());
+    assert_eq!(db.count("select count(*) from fleet.runs where state = 'ended'").await, 1);
+    assert_eq!(db.count("select count(*) from fleet.task_logs").await, 1);
     db.check_history().await;
 }
