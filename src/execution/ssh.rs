@@ -153,19 +153,23 @@ impl Inner {
     }
 
     async fn exec(self: Arc<Self>, script: Script) -> Result<Output, ExecError> {
-        let (connection, _slot) = self.slot().await?;
         let limit = script.time_limit;
         let target = || self.target.to_string();
-        match tokio::time::timeout(limit, connection.run(script)).await {
-            Ok(Ok(output)) => Ok(output),
-            Ok(Err(source)) => {
-                self.discard(&connection);
-                Err(ExecError::Lost { target: target(), source: Box::new(source) })
-            }
-            Err(_) => {
-                // Perhaps the network is gone and ssh has not noticed: a new connection will tell.
-                self.discard(&connection);
-                Err(ExecError::TimedOut { target: target(), limit })
+        loop {
+            let (connection, _slot) = self.slot().await?;
+            match tokio::time::timeout(limit, connection.run(&script)).await {
+                Ok(Ok(Some(output))) => return Ok(output),
+                // Closed between the look whether it answers and the script, by a probe that connects anew.
+                Ok(Ok(None)) => {}
+                Ok(Err(source)) => {
+                    self.discard(&connection);
+                    return Err(ExecError::Lost { target: target(), source: Box::new(source) });
+                }
+                Err(_) => {
+                    // Perhaps the network is gone and ssh has not noticed: a new connection will tell.
+                    self.discard(&connection);
+                    return Err(ExecError::TimedOut { target: target(), limit });
+                }
             }
         }
     }

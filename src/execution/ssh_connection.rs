@@ -187,10 +187,10 @@ impl Connection {
         }
     }
 
-    /// Runs a script to its end.
-    pub(super) async fn run(&self, script: Script) -> Result<Output, openssh::Error> {
+    /// Runs a script to its end. `None` when the connection was closed before, so it did not run.
+    pub(super) async fn run(&self, script: &Script) -> Result<Option<Output>, openssh::Error> {
         let session = self.session.read().await;
-        let session = session.as_ref().ok_or(openssh::Error::Disconnected)?;
+        let Some(session) = session.as_ref() else { return Ok(None) };
         let mut child = session
             .command("sh")
             .arg("-c")
@@ -219,7 +219,7 @@ impl Connection {
             Err(error) => return Err(error),
         };
         let io = openssh::Error::ChildIo;
-        Ok(Output { code, stdout: stdout.map_err(io)?, stderr: stderr.map_err(io)? })
+        Ok(Some(Output { code, stdout: stdout.map_err(io)?, stderr: stderr.map_err(io)? }))
     }
 }
 

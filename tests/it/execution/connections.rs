@@ -218,3 +218,31 @@ async fn a_probe_tells_what_is_missing() {
         assert!(report.problem.unwrap().contains("work_dir cannot be used"));
     }
 }
+
+#[tokio::test]
+async fn a_script_that_meets_a_probe_s_new_connection_runs_on_that() {
+    let host = Host::ssh().await;
+    let executor = host.sshd.as_ref().unwrap().executor();
+    let echo = || Script {
+        text: "echo here",
+        args: Vec::new(),
+        stdin: Vec::new(),
+        time_limit: Duration::from_secs(30),
+    };
+    let asking = futures_util::future::join_all((0..6).map(|_| async {
+        for _ in 0..15 {
+            assert_eq!(executor.exec(echo()).await.unwrap().stdout, b"here\n");
+        }
+    }));
+    let reconnecting = async {
+        loop {
+            executor.reconnect().await;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = asking => {}
+        () = reconnecting => {}
+    }
+    executor.close().await;
+}
