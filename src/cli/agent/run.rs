@@ -154,6 +154,9 @@ impl<'a> Run<'a> {
                 if since.elapsed() > DONE_GRACE {
                     return Ok(Flow::Stop);
                 }
+            } else {
+                // Some go on after what looked like their last word.
+                *done_since = None;
             }
             Ok::<_, std::convert::Infallible>(Flow::Continue)
         };

@@ -51,6 +51,22 @@ struct Watch {
     in_time: bool,
 }
 
+impl Watch {
+    /// What the CLI has said from this offset on.
+    fn hear(&mut self, offset: u64, data: &[u8]) {
+        let end = offset + data.len() as u64;
+        self.cut |= end > WHOLE;
+        if self.parsed != offset {
+            self.parser.skip();
+        }
+        self.parsed = end;
+        self.parser.feed(data);
+        // Some go on after what looked like their last word.
+        let since = self.done_at.unwrap_or_else(Instant::now);
+        self.done_at = self.parser.is_done().then_some(since);
+    }
+}
+
 impl Attempt {
     /// Follows from an offset of the output to the end, and settles. What is stored before it is read again first, for
     /// the parser.
@@ -172,18 +188,7 @@ impl Attempt {
                 };
                 let kept = if cut { Vec::new() } else { kept_of(offset, &data) };
                 if kept.is_empty() || self.store_output(offset.min(WHOLE), &kept).await? {
-                    {
-                        let mut watch = lock(watch);
-                        watch.cut |= offset + data.len() as u64 > WHOLE;
-                        if watch.parsed != offset {
-                            watch.parser.skip();
-                        }
-                        watch.parsed = offset + data.len() as u64;
-                        watch.parser.feed(&data);
-                        if watch.parser.is_done() && watch.done_at.is_none() {
-                            watch.done_at = Some(Instant::now());
-                        }
-                    }
+                    lock(watch).hear(offset, &data);
                     // A run that always has something to say has no quiet moment to look in.
                     self.look(watch).await?
                 } else {
@@ -267,4 +272,35 @@ fn kept_of(offset: u64, data: &[u8]) -> Vec<u8> {
 /// Held for a moment only, never over an await.
 fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
     watch.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::OutputFormat;
+
+    #[test]
+    fn who_goes_on_after_a_last_word_does_not_linger() {
+        let mut watch = Watch {
+            parser: Parser::new(OutputFormat::OpencodeJson),
+            parsed: 0,
+            cut: false,
+            fence_at: Instant::now(),
+            revoked: tokio::sync::watch::channel(0).1,
+            done_at: None,
+            stop: None,
+            away: false,
+            in_time: false,
+        };
+        let stop = b"{\"type\":\"step_finish\",\"part\":{\"reason\":\"stop\"}}\n";
+        watch.hear(0, stop);
+        let since = watch.done_at;
+        assert!(since.is_some());
+        watch.hear(watch.parsed, b"\n");
+        assert_eq!(watch.done_at, since);
+        watch.hear(watch.parsed, b"{\"type\":\"step_start\"}\n");
+        assert!(watch.done_at.is_none(), "it has made room in its context, and goes on");
+        watch.hear(watch.parsed, stop);
+        assert!(watch.done_at > since);
+    }
 }
