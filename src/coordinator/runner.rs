@@ -176,14 +176,19 @@ async fn begin(
         timeout: attempt.timeout,
         kill_grace: KILL_GRACE,
     };
+    match attempt.end_earlier_runs().await? {
+        Ok(true) => {}
+        Ok(false) => {
+            let reason = "an earlier run of it cannot be ended on its host";
+            return attempt::release(replica, held, reason, Some(START_FAILED_WAIT)).await;
+        }
+        Err(error) => return give_back(&attempt, &error_chain(&error)).await,
+    }
     let begun = match start(attempt.executor.as_ref(), &attempt.run, &spec).await {
         // With the gate there, somebody shut it, or our own first try went through: following tells.
         Ok(Started::Started | Started::GateExists) => true,
         Err(error) if error.is_known_not_started() => {
-            let reason = error_chain(&error);
-            tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = reason, "a run could not be started; the task goes back");
-            hosts::set_offline(replica, &slot.host.host_id, &reason).await;
-            return attempt::release(replica, held, &reason, Some(START_FAILED_WAIT)).await;
+            return give_back(&attempt, &error_chain(&error)).await;
         }
         Err(error) => {
             tracing::warn!(task.id = %held.task_id, host.id = slot.host.host_id, error = %error_chain(&error), "whether a run was started is not known yet");
@@ -194,6 +199,14 @@ async fn begin(
         return attempt.lease_is_gone().await;
     }
     attempt.follow_to_the_end(0).await
+}
+
+/// The host does not do as it is told, so nothing has been started there.
+async fn give_back(attempt: &Attempt, reason: &str) -> Result<(), StoreError> {
+    let (replica, held, host_id) = (&attempt.replica, attempt.held, &attempt.host_id);
+    tracing::warn!(task.id = %held.task_id, host.id = host_id, error = reason, "a run could not be started; the task goes back");
+    hosts::set_offline(replica, host_id, reason).await;
+    attempt::release(replica, held, reason, Some(START_FAILED_WAIT)).await
 }
 
 /// A run whose replica is gone: followed on, or, when it never started, prevented and given back.

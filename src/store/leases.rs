@@ -134,6 +134,8 @@ pub struct LeaseState {
     pub execution_mode: ExecutionMode,
     /// The newest run on a host.
     pub run_lease: Option<Lease>,
+    /// That run has ended, whatever its host says.
+    pub run_ended: bool,
     /// How many bytes of that run's output are stored.
     pub next_offset: Option<i64>,
     /// How long ago its deadline was, in seconds; before it, below zero.
@@ -281,6 +283,7 @@ impl Store {
             holder: get::<Option<Uuid>>(&row, "holder").map(SessionId),
             execution_mode: word(&row, "execution_mode")?,
             run_lease: get::<Option<i64>>(&row, "run_lease").map(Lease),
+            run_ended: get::<Option<bool>>(&row, "run_ended").unwrap_or(false),
             next_offset: get(&row, "next_offset"),
             overdue_secs: get(&row, "overdue_secs"),
         }))

@@ -8,8 +8,8 @@ use super::{
     journal::{Journal, Line},
     rows::{get, word},
     statement::{
-        APPEND_RUN_OUTPUT, INSERT_RUN, LIST_ENDED_RUNS, LIST_OWN_RUNS, MARK_RUN_STARTED,
-        TAKE_OVER_RUNS,
+        APPEND_RUN_OUTPUT, INSERT_RUN, LIST_EARLIER_RUNS, LIST_ENDED_RUNS, LIST_OWN_RUNS,
+        MARK_RUN_STARTED, TAKE_OVER_RUNS,
     },
     traced::Traced,
 };
@@ -105,6 +105,16 @@ impl Store {
         let params: super::statement::Params<'_> =
             &[&held.task_id.0, &run_lease.0, &held.lease.0, &held.holder.0, &offset, &data];
         Ok(APPEND_RUN_OUTPUT.run(&client, params).await? == 1)
+    }
+
+    /// The runs that a task had before on the host of this one, newest first: each with the folder in which it worked.
+    pub async fn list_earlier_runs(
+        &self,
+        task: TaskId,
+        run_lease: Lease,
+    ) -> Result<Vec<(Lease, String)>, StoreError> {
+        let rows = self.read(&LIST_EARLIER_RUNS, &[&task.0, &run_lease.0]).await?;
+        Ok(rows.iter().map(|row| (Lease(get(row, "run_lease")), get(row, "work_dir"))).collect())
     }
 
     /// Which of these runs, each a task and its run's lease, nobody has any more.

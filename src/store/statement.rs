@@ -102,6 +102,7 @@ statements! {
     INTERN_LANES "intern_lanes"
     KEEP_CLAIMS "keep_claims"
     LIST_AGENTS "list_agents"
+    LIST_EARLIER_RUNS "list_earlier_runs"
     LIST_ENDED_RUNS "list_ended_runs"
     LIST_EVENTS "list_events"
     LIST_EXPIRED_LEASES "list_expired_leases"

@@ -334,7 +334,8 @@ async fn a_run_keeps_its_time_limit_with_a_replica_that_has_another() {
 
 #[tokio::test]
 async fn a_run_that_another_one_of_its_task_has_replaced_is_ended() {
-    let cli = "cat >/dev/null; echo $$ >~/leader.$AGENT_FLEET_ATTEMPT; until [ -e ~/go ]; do sleep 0.1; done";
+    let cli = "cat >/dev/null; kill -0 $(cat ~/leader.1) 2>/dev/null && touch ~/both
+               echo $$ >~/leader.$AGENT_FLEET_ATTEMPT; until [ -e ~/go ]; do sleep 0.1; done";
     let host = SshHost::start(cli).await;
     let db = Db::new().await;
     let a = host.node(&db, "a", "").await;
@@ -356,6 +357,7 @@ async fn a_run_that_another_one_of_its_task_has_replaced_is_ended() {
     a.replica.wake_revoked();
     until_gone(first).await;
     assert!(is_alive(second));
+    assert!(!host.file("both").exists(), "they worked in one folder");
     host.touch("go");
     let task = a.until(&id, "completed").await;
     assert_eq!((&task["attempt"], &task["lease"]), (&json!(2), &json!(2)), "{task}");

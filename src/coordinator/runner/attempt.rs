@@ -98,6 +98,8 @@ impl Attempt {
         let state = until_stored!(self.replica, self.replica.store.check_lease(self.held.task_id))?;
         let taken_over = state.is_some_and(|s| {
             s.run_lease == Some(self.run.run_lease)
+                // Else the task was called off and went to somebody else, who has no run of it yet, or never will.
+                && !s.run_ended
                 && s.lease > self.held.lease
                 && s.holder.is_some()
         });
@@ -115,6 +117,30 @@ impl Attempt {
     /// How the run stands by what its host says now.
     pub(super) async fn state_on_host(&self) -> Result<RunState, RunError> {
         read(self.executor.as_ref(), &self.run, 0, 1).await.map(|chunk| chunk.state)
+    }
+
+    /// Ends what is left of earlier runs of this task on its host: who follows one may not have heard yet that it is over,
+    /// and it would work on in the same folder. False when it survives KILL.
+    pub(super) async fn end_earlier_runs(&self) -> Result<Result<bool, RunError>, StoreError> {
+        // The first lease has none before it.
+        if self.run.run_lease.0 <= 1 {
+            return Ok(Ok(true));
+        }
+        let (task_id, run_lease) = (self.run.task_id, self.run.run_lease);
+        let store = &self.replica.store;
+        let earlier = until_stored!(self.replica, store.list_earlier_runs(task_id, run_lease))?;
+        for (run_lease, work_dir) in earlier {
+            let run = RunDir { work_dir, run_lease, ..self.run.clone() };
+            match kill(self.executor.as_ref(), &run, KILL_GRACE).await {
+                Ok(Killed::Gone | Killed::NeverStarted) => {}
+                Ok(Killed::StillAlive) => {
+                    tracing::error!(task.id = %task_id, run.lease = run_lease.0, host = self.name, "the processes of an earlier run survive KILL");
+                    return Ok(Ok(false));
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(true))
     }
 
     /// Ends the run on its host, if need be for a while: the host may be away. True when nothing is left of it.
