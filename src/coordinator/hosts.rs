@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{MakeExecutor, Replica, StartError, sweep};
+use super::{MakeExecutor, Replica, StartError, membership, sweep};
 use crate::{
     config,
     execution::{Executor, probe},
@@ -74,10 +74,15 @@ impl Hosts {
 
     /// What the database made of this replica's list.
     pub(super) fn set_listed(&self, listed: Vec<ListedHost>) {
-        let mut states = self.states();
-        for state in states.values_mut() {
+        for state in self.states().values_mut() {
             state.agents = Vec::new();
         }
+        self.add_listed(listed);
+    }
+
+    /// The same for some of it.
+    pub(super) fn add_listed(&self, listed: Vec<ListedHost>) {
+        let mut states = self.states();
         for host in listed {
             if let Some(state) = states.get_mut(&host.host_id) {
                 state.agents = host.agents;
@@ -196,7 +201,7 @@ async fn look(replica: &Replica, host: &config::Host) {
     };
     let Some((executor, not_ours)) = slot else { return };
     if not_ours {
-        return;
+        return membership::list_again(replica, host).await;
     }
     let programs = programs_of(&replica.config, host);
     let clis = programs.len() - usize::from(host.checkout);

@@ -8,6 +8,7 @@ use std::{
 
 use super::{Replica, hints, runner};
 use crate::{
+    config::Host,
     store::{BOOTED_AGAIN, EndLease, HeldLease, HostListing, Outcome, StoreError},
     telemetry::error_chain,
 };
@@ -33,6 +34,12 @@ pub(super) async fn join(replica: &Replica) -> Result<(), StoreError> {
             hosts: &config.hosts,
         })
         .await?;
+    for host in config.hosts.iter().filter(|h| listed.iter().all(|l| l.host_id != h.host_id)) {
+        tracing::error!(
+            host.id = host.host_id,
+            "host is the localhost of another machine, whose replica is alive: give it another host_id here, or wait until that one has ended"
+        );
+    }
     replica.hosts.set_listed(listed);
     replica.set_session(session);
     replica.is_steady.store(false, Ordering::Relaxed);
@@ -43,6 +50,29 @@ pub(super) async fn join(replica: &Replica) -> Result<(), StoreError> {
         "the replica has joined the fleet"
     );
     Ok(())
+}
+
+/// Lists a host again that was another machine's when this replica joined: the replica there may be gone by now.
+pub(super) async fn list_again(replica: &Replica, host: &Host) {
+    let listing = HostListing {
+        replica_id: &replica.config.server.replica_id,
+        session: replica.session(),
+        machine: &replica.machine,
+        hosts: std::slice::from_ref(host),
+    };
+    match replica.store.upsert_hosts(listing).await {
+        Ok(listed) if listed.is_empty() => {}
+        Ok(listed) => {
+            tracing::info!(
+                host.id = host.host_id,
+                "host is this machine's now: the replica that had it is gone"
+            );
+            replica.hosts.add_listed(listed);
+        }
+        Err(error) => {
+            tracing::warn!(host.id = host.host_id, error = %error_chain(&error), "whose localhost a host is could not be asked");
+        }
+    }
 }
 
 /// A heartbeat that was not stored is sent again this soon. A gap blinds the replica for a whole `replica_ttl`.

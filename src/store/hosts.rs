@@ -89,10 +89,6 @@ impl Store {
                 .await?
                 .is_some();
             if !mine {
-                tracing::error!(
-                    host.id = host.host_id,
-                    "host is the localhost of another machine, whose replica is alive: give it another host_id here"
-                );
                 continue;
             }
             let agents: serde_json::Value = host

@@ -402,3 +402,38 @@ async fn nobody_looks_at_a_localhost_host_of_another_machine() {
     db.check_history().await;
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_run_called_off_whose_task_an_agent_has_by_now_is_ended() {
+    let host = SshHost::start("cat >/dev/null; echo $$ >~/leader; exec sleep 1000").await;
+    let db = Db::new().await;
+    // No probe comes by and clears up.
+    let node = host.node(&db, "a", "[dispatch]\ninterval = \"1h\"\n").await;
+    node.register("p", &["agent:code"], 1).await;
+    let id = node.create("t", &["agent:code"]).await;
+    let leader = host.pid("leader").await;
+    node.until(&id, "running").await;
+    db.execute(&format!("select fleet.cancel('{id}'); select fleet.retry('{id}', 'http_pull')"))
+        .await;
+    assert_eq!(node.dequeue("p", 20).await.unwrap()["lease"], 2);
+    until_gone(leader).await;
+    assert_eq!(node.task(&id).await["status"], "assigned");
+    db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_localhost_host_is_used_once_the_replica_on_its_other_machine_is_gone() {
+    let (db, dir) = (Db::new().await, dir());
+    let store = db.store();
+    let there = [fleet::host("h", &["agent:x"], 1)];
+    let (other, _) = fleet::replica(&store, "there", &there).await;
+    let toml = local(&dir, QUICK, 1, &["agent:x"]);
+    let node = Node::start(&db, "r", &format!("[dispatch]\ninterval = \"200ms\"\n{toml}")).await;
+    let id = node.create("t", &["agent:x"]).await;
+    assert_eq!(node.task(&id).await["status"], "created");
+    store.end_session(other, "silent").await.unwrap();
+    node.until(&id, "completed").await;
+    db.check_history().await;
+    node.stop().await;
+}
