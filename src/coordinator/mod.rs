@@ -74,6 +74,9 @@ use crate::{
     telemetry::error_chain,
 };
 
+/// Connections to hosts have so long to close when a replica stops.
+const CLOSING: Duration = Duration::from_secs(3);
+
 /// Why a replica did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -297,8 +300,11 @@ impl Replica {
                 "something still ran when the replica stopped"
             );
         }
-        self.hosts.close().await;
+        // First, so that others need not find out: a script that hangs on a host keeps its connection for as long.
         membership::leave(self).await;
+        if tokio::time::timeout(CLOSING, self.hosts.close()).await.is_err() {
+            tracing::warn!("a script on a host still ran when the replica stopped");
+        }
         self.store.close();
         self.pulse.close();
         self.signs.close();

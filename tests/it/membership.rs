@@ -1,5 +1,12 @@
 //! A replica and what it holds: what is in its name and in nobody's hands, and who bears its name.
 
+use std::{path::Path, sync::Arc};
+
+use agent_fleet::{
+    config,
+    execution::{ExecError, Executor, LocalExecutor, Output, Script},
+};
+use futures_util::future::BoxFuture;
 use serde_json::json;
 
 use crate::{
@@ -117,4 +124,29 @@ async fn heartbeats_of_agents_that_have_to_wait_do_not_delay_the_replicas_own() 
     };
     tokio::join!(beat, meanwhile);
     node.stop().await;
+}
+
+/// Connections that cannot be closed: a script on them hangs.
+#[derive(Debug)]
+struct Hung(LocalExecutor);
+
+impl Executor for Hung {
+    fn exec(&self, script: Script) -> BoxFuture<'_, Result<Output, ExecError>> {
+        self.0.exec(script)
+    }
+
+    fn reconnect(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_keeps_no_replica_from_taking_its_leave() {
+    let (db, dir) = (Db::new().await, dir());
+    let make =
+        |_: &config::Host, _: &Path| Ok(Arc::new(Hung(LocalExecutor::new())) as Arc<dyn Executor>);
+    let node = Node::start_with(&db, "r", &local(&dir, "true", 1, &[]), &make).await;
+    node.stop().await;
+    let sql = "select count(*) from fleet.sessions where end_reason = 'stopped'";
+    assert_eq!(db.count(sql).await, 1);
 }
