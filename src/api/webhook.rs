@@ -1,6 +1,9 @@
 //! Deliveries of the forge: verified over the raw bytes, parsed, taken once, answered after the commit.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 use warp::{Filter, filters::BoxedFilter, http::StatusCode, reply::Response};
@@ -20,10 +23,13 @@ use crate::{
         signature::{SignatureError, verify},
     },
     model::{IssueState, TaskId},
-    store::{self, About, IssueDefaults},
+    store::{About, Delivery, IssueDefaults},
     telemetry::error_chain,
     traces::{Kind, Span},
 };
+
+/// A forge waits five seconds, unless told otherwise (`webhook.DELIVER_TIMEOUT` of Forgejo).
+const ANSWER: Duration = Duration::from_secs(4);
 
 /// `/api/v1/webhooks/forgejo`
 pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
@@ -59,7 +65,7 @@ async fn take(call: Call) -> Answer {
     let (delivery, content) = parse(header, body).map_err(|error| {
         ApiError::bad_request(format!("the delivery cannot be read: {}", error_chain(&error)))
     })?;
-    let mut span = Span::begin("webhook", Kind::Request, call.traceparent(), SystemTime::now());
+    let span = Span::begin("webhook", Kind::Request, call.traceparent(), SystemTime::now());
     let about = match content {
         Content::Issue(issue) if is_heard(&config.forgejo.repos, &issue.repo.full_name) => {
             let defaults = IssueDefaults {
@@ -73,14 +79,33 @@ async fn take(call: Call) -> Answer {
         Content::Issue(_) => About::Nothing("its repository is not in forgejo.repos"),
         Content::Ignored(reason) => About::Nothing(reason),
     };
-    let delivery = Arc::new(store::Delivery {
+    let delivery = Arc::new(Delivery {
         delivery_id: delivery.delivery_id,
         body_hash: delivery.body_hash,
         event: delivery.event_type,
         action: delivery.action,
         about,
     });
-    let outcome = deliver(&call.replica, &delivery).await.inspect_err(|_| span.fail())?;
+    // On its own, so that it goes on when the forge has waited long enough.
+    let taking = tokio::spawn(finish(Arc::clone(&call.replica), delivery, span));
+    match tokio::time::timeout(ANSWER, taking).await {
+        Ok(taken) => taken.unwrap_or_else(|_| Err(ApiError::internal())),
+        Err(_) => Err(ApiError::unavailable(
+            "the database is away; the delivery is kept for a minute and taken when it is back",
+        )),
+    }
+}
+
+async fn finish(replica: Arc<Replica>, delivery: Arc<Delivery>, mut span: Span) -> Answer {
+    let outcome = match deliver(&replica, &delivery).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            span.fail();
+            // That has been logged, with what to do about it.
+            let away = error.is_unavailable();
+            return Err(if away { ApiError::database_away() } else { error.into() });
+        }
+    };
     crate::metrics::delivery(outcome.result.as_str());
     if let About::Issue { key, .. } = &delivery.about {
         span.set("task.key", key);

@@ -1,12 +1,18 @@
 //! Deliveries of the forge: those that arrive together and are plainly new are committed together.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Replica,
     batch::{Batch, Shared},
 };
-use crate::store::{About, Delivery, DeliveryOutcome, StoreError};
+use crate::{
+    store::{About, Delivery, DeliveryOutcome, StoreError},
+    telemetry::error_chain,
+};
 
 /// A delivery on its way.
 #[derive(Debug)]
@@ -15,8 +21,52 @@ pub(super) struct Deliver(Arc<Delivery>);
 /// Text of an issue that weighs as much as another delivery: a batch is one message to the database.
 const WEIGHT: usize = 16 * 1024;
 
-/// Takes a delivery, once.
+/// So long a delivery is tried again while the database is away: a forge does not send it a second time.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The pause before the first of these tries, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// KiB of deliveries that are kept for that at once.
+pub(super) const KEPT: usize = 64 << 10;
+
+/// Takes a delivery, once. While the database is away, tries again for a minute, or as long as there is room.
 pub async fn deliver(
+    replica: &Arc<Replica>,
+    delivery: &Arc<Delivery>,
+) -> Result<DeliveryOutcome, Arc<StoreError>> {
+    let (begun, mut pause, mut room) = (Instant::now(), PAUSES.0, None);
+    let (key, kib) = match &delivery.about {
+        About::Issue { key, state, .. } => (Some(key), 1 + state.body.len() / 1024),
+        About::Nothing(_) => (None, 1),
+    };
+    loop {
+        let error = match take(replica, delivery).await {
+            Err(error) if error.is_unavailable() => error,
+            result => return result,
+        };
+        if room.is_none() {
+            room = replica.kept.try_acquire_many(u32::try_from(kib).unwrap_or(u32::MAX)).ok();
+            tracing::warn!(
+                delivery.id = delivery.delivery_id,
+                task.key = key,
+                error = %error_chain(&error),
+                "a delivery cannot be taken now; it is tried again for a minute"
+            );
+        }
+        let over = room.is_none() || begun.elapsed() > PATIENCE;
+        if over || replica.shutdown.sleep(pause).await {
+            tracing::error!(
+                delivery.id = delivery.delivery_id,
+                task.key = key,
+                error = %error_chain(&error),
+                "a delivery is lost: replay it from the webhook's page in the forge"
+            );
+            return Err(error);
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+async fn take(
     replica: &Arc<Replica>,
     delivery: &Arc<Delivery>,
 ) -> Result<DeliveryOutcome, Arc<StoreError>> {

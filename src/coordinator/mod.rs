@@ -159,6 +159,8 @@ pub struct Replica {
     creating: batch::Batch<create::Create>,
     /// Deliveries of the forge that arrive together.
     delivering: batch::Batch<deliver::Deliver>,
+    /// KiB of deliveries that may still be kept while the database is away.
+    kept: tokio::sync::Semaphore,
     /// What holders say of their work at the same time.
     starting: batch::Batch<start::Say>,
     /// When to stop.
@@ -213,6 +215,7 @@ impl Replica {
             settling: batch::Batch::default(),
             creating: batch::Batch::default(),
             delivering: batch::Batch::default(),
+            kept: tokio::sync::Semaphore::new(deliver::KEPT),
             starting: batch::Batch::default(),
             shutdown,
             pulse,

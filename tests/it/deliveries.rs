@@ -10,6 +10,7 @@ use tokio::{sync::Barrier, task::JoinSet};
 
 use crate::support::{
     db::Db,
+    eventually,
     forge::{Delivery, Issue},
     node::Node,
 };
@@ -284,6 +285,27 @@ async fn deliveries_that_arrive_together_are_committed_together_and_hurt_no_othe
     together(12).await;
     assert_eq!(db.count("select count(*) from fleet.tasks").await, 1 + 20 + 19);
     assert_eq!(db.count("select count(*) from fleet.webhook_deliveries").await, 1 + 20 + 3 + 19);
+    db.check_history().await;
+    node.stop().await;
+}
+
+/// A forge sends nothing twice.
+#[tokio::test]
+async fn a_delivery_that_comes_while_the_database_is_away_is_taken_when_it_is_back() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    let other = db.connect().await;
+    let lock = "begin; lock table fleet.webhook_deliveries in access exclusive mode";
+    other.batch_execute(lock).await.unwrap();
+    let (status, reply) = Issue::new(1).delivery("opened").answer(&node).await;
+    assert_eq!((status, &reply["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("unavailable")));
+    // Its first try fails after `lock_timeout`.
+    let waiting = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+                    where not l.granted and d.datname = current_database()";
+    eventually("a try has failed", async || (db.count(waiting).await == 0).then_some(())).await;
+    other.batch_execute("rollback").await.unwrap();
+    let tasks = "select count(*) from fleet.tasks where key = 'org/repo#1'";
+    eventually("it is taken", async || (db.count(tasks).await == 1).then_some(())).await;
     db.check_history().await;
     node.stop().await;
 }
