@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -80,8 +80,8 @@ impl Queue {
 #[derive(Debug, Default)]
 pub struct Matchmaker {
     queue: Mutex<Queue>,
-    /// Something was claimed since the last poll.
-    claimed: AtomicBool,
+    /// Tasks that were claimed here.
+    claimed: AtomicU64,
 }
 
 /// A place in the queue. Dropping it leaves the queue; what was handed to it and never looked at goes back.
@@ -180,9 +180,14 @@ impl Matchmaker {
         std::mem::take(&mut queue.waiting).into_values().collect()
     }
 
-    /// Work was claimed, so what is remembered of the queue has to be looked after.
-    pub(super) fn has_claimed(&self) {
-        self.claimed.store(true, Ordering::Relaxed);
+    /// So many tasks were claimed: what is remembered of the queue, and its table, have to be looked after.
+    pub(super) fn has_claimed(&self, tasks: usize) {
+        self.claimed.fetch_add(tasks as u64, Ordering::Relaxed);
+    }
+
+    /// How many tasks were claimed here since the start.
+    pub(super) fn claimed(&self) -> u64 {
+        self.claimed.load(Ordering::Relaxed)
     }
 
     /// Whom of the first so many to look at now, in the order of arrival, but for those that were looked at in vain. With `alone`
@@ -269,12 +274,13 @@ pub(super) async fn run(replica: &Arc<Replica>) {
 
 /// The poll, while somebody waits or works: what no hint told, and what waits longer than it should.
 pub(super) async fn poll(replica: &Arc<Replica>) {
-    let mut pause = POLL;
+    let (mut pause, mut seen) = (POLL, 0);
     while !replica.shutdown.sleep(pause.mul_f64(rand::random_range(0.75..1.25))).await {
         let sessions: Vec<SessionId> =
             replica.matchmaker.lock().by_session.keys().copied().collect();
-        let claimed = replica.matchmaker.claimed.swap(false, Ordering::Relaxed);
-        if sessions.is_empty() && !claimed {
+        let claimed = replica.matchmaker.claimed();
+        let works = claimed != std::mem::replace(&mut seen, claimed);
+        if sessions.is_empty() && !works {
             continue;
         }
         let begun = Instant::now();
@@ -383,9 +389,7 @@ async fn claim(replica: &Arc<Replica>, asked: &[(u64, Waiter)], how: How) -> boo
         }
     };
     let served: HashSet<usize> = claims.claimed.iter().map(|claim| claim.0).collect();
-    if !served.is_empty() {
-        replica.matchmaker.has_claimed();
-    }
+    replica.matchmaker.has_claimed(claims.claimed.len());
     let served_all = served.len() == asked.len();
     for place in served {
         let (number, waiter) = &asked[place];

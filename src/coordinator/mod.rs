@@ -17,6 +17,7 @@
 //! | [`wake`] | hears and tells |
 //! | [`retention`] | forgets what ended long ago |
 //! | [`janitor`] | keeps partitions ahead, drops what nobody needs |
+//! | [`vacuum`] | keeps the ready indexes small while much is taken |
 //! | [`watchdog`] | names who holds back vacuum |
 
 mod batch;
@@ -41,6 +42,7 @@ mod scheduler;
 mod settle;
 mod start;
 mod sweep;
+mod vacuum;
 mod wake;
 mod watchdog;
 
@@ -267,6 +269,7 @@ impl Replica {
             scheduler::run,
             janitor::run,
             retention::run,
+            vacuum::run,
             watchdog::run
         );
     }

@@ -70,9 +70,7 @@ impl Shared for Settle {
         for (place, ..) in &worked.claims.claimed {
             *taken.entry(waiters[*place].session).or_default() += 1;
         }
-        if !taken.is_empty() {
-            replica.matchmaker.has_claimed();
-        }
+        replica.matchmaker.has_claimed(worked.claims.claimed.len());
         wake(replica, &ends, &worked.ended, taken);
 
         let mut ended = worked.ended.drain(..);

@@ -44,6 +44,7 @@ mod statement;
 mod taking;
 mod tasks;
 mod traced;
+mod vacuum;
 mod work;
 
 pub(crate) use agents::token_digest;
@@ -80,4 +81,5 @@ pub(crate) use sessions::BOOTED_AGAIN;
 pub use sessions::{Beaten, SilentSession, Standing};
 pub use statement::{STATEMENTS, Statement};
 pub use tasks::TaskFilter;
+pub use vacuum::Vacuumed;
 pub use work::{PullClaims, Waiter, Worked};

@@ -132,6 +132,7 @@ statements! {
     PARK_HOST_AGENT "park_host_agent"
     PROMOTE_DUE_TASKS "promote_due_tasks"
     PURGE_TASKS "purge_tasks"
+    READ_DEAD_TASKS "read_dead_tasks"
     READ_DUE "read_due"
     READ_EVENT_HORIZON "read_event_horizon"
     READ_IDENTITY "read_identity"
@@ -166,6 +167,7 @@ statements! {
     UPSERT_ISSUE "upsert_issue"
     UPSERT_REPLICA "upsert_replica"
     USE_TOKEN "use_token"
+    VACUUM_TASKS "vacuum_tasks"
 }
 
 /// A server that lives ends a statement by itself, at its `statement_timeout` of 15 s. One that does not answer after this

@@ -70,6 +70,7 @@ mod traces;
 mod unheard;
 mod upgrade;
 mod upkeep;
+mod vacuum;
 mod vanished;
 mod views;
 mod wake;

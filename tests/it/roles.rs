@@ -50,9 +50,9 @@ async fn fleet_app_may_run_every_statement() {
         .batch_execute("set role fleet_app; set plan_cache_mode = force_generic_plan")
         .await
         .unwrap();
-    for statement in
-        STATEMENTS.iter().filter(|s| !["make_roles", "insert_definitions"].contains(&s.name))
-    {
+    // These are the owner's: a replica with less leaves the vacuum to autovacuum.
+    let owners = ["make_roles", "insert_definitions", "vacuum_tasks"];
+    for statement in STATEMENTS.iter().filter(|s| !owners.contains(&s.name)) {
         let types = client.prepare(statement.text).await.unwrap();
         let nulls: Vec<String> = types
             .params()
