@@ -14,7 +14,6 @@ use super::{
     error::{ApiError, bad_word},
     ok, page,
     principal::Principal,
-    render,
     tasks::optional_json,
     v1,
 };
@@ -54,12 +53,12 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::path!("agents"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|call: Call| async move { render(list(call).await) });
+        .then(|call| detached(list(call)));
     let show = v1()
         .and(warp::path!("agents" / String))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|id: String, call: Call| async move { render(show(call, &id).await) });
+        .then(|id, call| detached(show(call, id)));
     let delete = v1()
         .and(warp::path!("agents" / String))
         .and(warp::delete())
@@ -375,9 +374,9 @@ async fn list(call: Call) -> Answer {
     page(&agents, limit, |agent| agent.agent_id.to_string())
 }
 
-async fn show(call: Call, id: &str) -> Answer {
+async fn show(call: Call, id: String) -> Answer {
     call.reader().await?;
-    ok(&find(&call.replica, id).await?)
+    ok(&find(&call.replica, &id).await?)
 }
 
 async fn delete(call: Call, id: String) -> Answer {

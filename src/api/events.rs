@@ -7,8 +7,9 @@ use warp::{Filter, filters::BoxedFilter, reply::Response};
 use super::{
     Answer,
     call::{BODY, Call, call},
+    detached,
     error::ApiError,
-    page, render, v1,
+    page, v1,
 };
 use crate::{coordinator::Replica, store::EventPlace};
 
@@ -17,7 +18,7 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
     v1().and(warp::path!("events"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|call: Call| async move { render(list(call).await) })
+        .then(|call| detached(list(call)))
         .boxed()
 }
 

@@ -32,12 +32,12 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::path!("hosts"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|call: Call| async move { render(list(call).await) });
+        .then(|call| detached(list(call)));
     let show = v1()
         .and(warp::path!("hosts" / String))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|id: String, call: Call| async move { render(show(call, &id).await) });
+        .then(|id, call| detached(show(call, id)));
     let check = v1()
         .and(warp::path!("hosts" / String / "check"))
         .and(warp::post())
@@ -77,9 +77,9 @@ async fn find(replica: &Replica, id: &str) -> Result<Host, ApiError> {
     found.ok_or_else(|| ApiError::not_found("there is no such host; hosts are configured"))
 }
 
-async fn show(call: Call, id: &str) -> Answer {
+async fn show(call: Call, id: String) -> Answer {
     call.reader().await?;
-    ok(&find(&call.replica, id).await?)
+    ok(&find(&call.replica, &id).await?)
 }
 
 /// Asks every replica that lists the host to probe it now, and waits for what they find.

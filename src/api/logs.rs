@@ -13,7 +13,6 @@ use super::{
     error::ApiError,
     ok,
     principal::Principal,
-    render,
     tasks::{may_see, resolve},
     v1,
     work::held,
@@ -35,7 +34,7 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::path!("tasks" / String / "logs"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|id: String, call: Call| async move { render(read(call, &id).await) });
+        .then(|id, call| detached(read(call, id)));
     append.or(read).unify().boxed()
 }
 
@@ -81,8 +80,8 @@ pub(super) async fn readable(call: &Call, id: &str) -> Result<TaskId, ApiError> 
     Ok(id)
 }
 
-async fn read(call: Call, id: &str) -> Answer {
-    let id = readable(&call, id).await?;
+async fn read(call: Call, id: String) -> Answer {
+    let id = readable(&call, &id).await?;
     let lease = call.query_number("lease", 0..=i64::MAX)?.map(Lease);
     let offset = call.query_number("offset", 0..=i64::MAX)?.unwrap_or(0);
     let page = call.replica.store.read_logs(id, lease, offset).await?;

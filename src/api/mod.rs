@@ -1,8 +1,9 @@
 //! The HTTP API: the only place that knows warp. Routes by noun; handlers parse and answer, the store does.
 //!
 //! Rejections are for routing only: after path and method a handler returns `Result<_, ApiError>`, which
-//! [`error`] turns into HTTP. Handlers that write run in a task of their own, so that a client that hangs up does not
-//! cancel them half way.
+//! [`error`] turns into HTTP. Handlers run in a task of their own, so that a client that hangs up neither cancels a write half
+//! way nor leaves a query running on a connection that the next caller is given. Only those that wait for something end with
+//! their client.
 
 mod agents;
 mod call;

@@ -7,7 +7,7 @@ use warp::{Filter, filters::BoxedFilter, reply::Response};
 use super::{
     Answer,
     call::{BODY, Call, call},
-    ok, render, v1,
+    detached, ok, v1,
 };
 use crate::coordinator::Replica;
 
@@ -16,7 +16,7 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
     v1().and(warp::path!("stats"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|call: Call| async move { render(stats(call).await) })
+        .then(|call| detached(stats(call)))
         .boxed()
 }
 

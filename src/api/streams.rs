@@ -17,10 +17,11 @@ use warp::{
 use super::{
     Answer,
     call::{BODY, Call, call},
+    detached,
     error::ApiError,
     events::place_after,
     logs::{readable, render_page},
-    render, v1,
+    v1,
 };
 use crate::{
     coordinator::Replica,
@@ -42,12 +43,12 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::path!("events" / "stream"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|call: Call| async move { render(follow_events(call).await) });
+        .then(|call| detached(follow_events(call)));
     let logs = v1()
         .and(warp::path!("tasks" / String / "logs" / "stream"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|id: String, call: Call| async move { render(follow_logs(call, &id).await) });
+        .then(|id, call| detached(follow_logs(call, id)));
     events.or(logs).unify().boxed()
 }
 
@@ -184,8 +185,8 @@ impl Source for Output {
     }
 }
 
-async fn follow_logs(call: Call, id: &str) -> Answer {
-    let task = readable(&call, id).await?;
+async fn follow_logs(call: Call, id: String) -> Answer {
+    let task = readable(&call, &id).await?;
     let mut source =
         Output { task, lease: call.query_number("lease", 0..=i64::MAX)?.map(Lease), offset: 0 };
     if let Some(id) = last_event_id(&call)? {

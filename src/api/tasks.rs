@@ -13,7 +13,6 @@ use super::{
     error::{ApiError, bad_word},
     full, ok, page,
     principal::Principal,
-    render,
     task_body::TaskBody,
     v1, with_status,
 };
@@ -40,12 +39,12 @@ pub(super) fn routes(replica: &Arc<Replica>) -> BoxedFilter<(Response,)> {
         .and(warp::path!("tasks"))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|call: Call| async move { render(list(call).await) });
+        .then(|call| detached(list(call)));
     let show = v1()
         .and(warp::path!("tasks" / String))
         .and(warp::get())
         .and(call(replica, BODY))
-        .then(|id: String, call: Call| async move { render(show(call, &id).await) });
+        .then(|id, call| detached(show(call, id)));
     let assign = v1()
         .and(warp::path!("tasks" / String / "assign"))
         .and(warp::post())
@@ -205,9 +204,9 @@ where
     text.map(|t| t.parse().map_err(|e| bad_word(field, &e))).transpose()
 }
 
-async fn show(call: Call, id: &str) -> Answer {
+async fn show(call: Call, id: String) -> Answer {
     let principal = call.principal().await?;
-    let id = resolve(&call, id).await?;
+    let id = resolve(&call, &id).await?;
     let history = call.replica.store.get_history(id).await?;
     let (task, events, receipts) =
         history.ok_or_else(|| ApiError::not_found("there is no such task"))?;

@@ -263,3 +263,72 @@ async fn with_as_many_requests_as_may_be_others_are_refused_but_not_polls_heartb
     drop((polls, hanging));
     node.stop().await;
 }
+
+/// A list of tasks that takes until `gate` gives way, or for 15 s; what is held and completed meanwhile is not touched by it.
+async fn slow_lists(db: &Db, node: &Node) -> tokio_postgres::Client {
+    node.create("makes lists slow", &["agent:slow"]).await;
+    db.execute(
+        "create or replace function fleet.waiting_reason(status text, execution_mode text, holder uuid, required text[], lane_id bigint)
+         returns text language plpgsql stable as $$
+         begin
+           while required = array['agent:slow'] and not pg_try_advisory_xact_lock_shared(42) loop
+             perform pg_sleep(0.01);
+           end loop;
+           return null;
+         end $$",
+    )
+    .await;
+    let gate = db.connect().await;
+    gate.execute("select pg_advisory_lock(42)", &[]).await.unwrap();
+    gate
+}
+
+/// How many lists of tasks are being read.
+async fn lists(db: &Db) -> i64 {
+    db.count(
+        "select count(*) from pg_stat_activity
+          where datname = current_database() and state = 'active' and query like '-- Purpose: a page of tasks%'",
+    )
+    .await
+}
+
+/// Claims and completes these many tasks of those that are there, while one list of tasks is being read.
+async fn work_beside_a_list(db: &Db, node: &Node, tasks: usize) {
+    for n in 0..tasks {
+        let task = node.dequeue("good", 0).await.unwrap();
+        let (status, reply) = node.complete(&task, "good").await;
+        assert_eq!(status, StatusCode::OK, "{reply}");
+        assert_eq!(lists(db).await, 1, "task {n} waited for the list");
+    }
+}
+
+#[tokio::test]
+async fn who_hangs_up_leaves_no_query_on_a_connection_of_others() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "[database]\nmax_connections = 4\n").await;
+    node.register("good", &[], 1).await;
+    for n in 0..10 {
+        node.create(&format!("t{n}"), &[]).await;
+    }
+    let gate = slow_lists(&db, &node).await;
+    let reader = sent(&node.url, "GET /api/v1/tasks HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    let (own, servers) = (reader.local_addr().unwrap().port(), reader.peer_addr().unwrap().port());
+    eventually("the list is being read", async || (lists(&db).await == 1).then_some(())).await;
+    drop(reader);
+    eventually("the server has let go of its connection", async || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let is_open = table.lines().any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields[1].ends_with(&format!(":{servers:04X}"))
+                && fields[2].ends_with(&format!(":{own:04X}"))
+                // established, or closed by the client alone
+                && ["01", "08"].contains(&fields[3])
+        });
+        (!is_open).then_some(())
+    })
+    .await;
+    work_beside_a_list(&db, &node, 10).await;
+    gate.execute("select pg_advisory_unlock(42)", &[]).await.unwrap();
+    db.check_history().await;
+    node.stop().await;
+}
