@@ -197,7 +197,11 @@ impl Reply for ApiError {
 
 impl From<&StoreError> for ApiError {
     fn from(error: &StoreError) -> Self {
-        if error.is_unavailable() {
+        if matches!(error, StoreError::Busy) {
+            Self::unavailable(
+                "as many lists of tasks and statistics are being read as may be; try again in a moment",
+            )
+        } else if error.is_unavailable() {
             log_outage(error);
             Self::database_away()
         } else {

@@ -8,7 +8,7 @@ use std::{
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_postgres::{Client as Session, Row, SimpleQueryMessage};
 
 pub(super) use super::client::{
@@ -49,6 +49,8 @@ const PREFERENCES: &[(&str, &str)] = &[
     ("jit", "off"),
 ];
 
+/// Who finds all connections in use waits so long for one; and who finds as many searches under way as may be, for a turn.
+const TURN: Duration = Duration::from_secs(2);
 /// A connection that nobody has used for this long is asked for a sign of life before it is handed out.
 const FRESH: Duration = Duration::from_secs(2);
 /// What a server says to "are you there" comes within this.
@@ -62,6 +64,8 @@ pub struct Store {
     direct: Servers,
     /// There is a pooler, so that nothing may be prepared under a name; once they are known, the types of parameters.
     unnamed: Option<Arc<OnceCell<Arc<Types>>>>,
+    /// Turns of those who may have to read everything: too few to have all connections of the pool.
+    searches: Arc<Semaphore>,
     ready: Arc<Ready>,
     ledger: Arc<Ledger>,
     crowd: Arc<Crowd>,
@@ -91,7 +95,7 @@ impl Store {
             .max_size(database.max_connections)
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts {
-                wait: Some(Duration::from_secs(2)),
+                wait: Some(TURN),
                 create: Some(servers.patience()),
                 recycle: Some(ANSWER),
             })
@@ -104,6 +108,7 @@ impl Store {
             pool,
             direct,
             unnamed: pooler.map(|_| Arc::default()),
+            searches: Arc::new(Semaphore::new((database.max_connections / 4).max(1))),
             ready: Arc::default(),
             ledger: Arc::new(Ledger::new()),
             crowd: Arc::default(),
@@ -156,6 +161,18 @@ impl Store {
         params: Params<'_>,
     ) -> Result<Row, StoreError> {
         statement.needed(self.read_row(statement, params).await?)
+    }
+
+    /// Runs a statement that only reads, and may have to read everything: a few of them at a time, so that what is short never
+    /// waits for them.
+    pub(super) async fn search(
+        &self,
+        statement: &Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let turn = tokio::time::timeout(TURN, self.searches.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(StoreError::Busy) };
+        self.read(statement, params).await
     }
 
     /// Where ready tasks are, as far as this process knows.

@@ -16,6 +16,9 @@ pub enum StoreError {
     /// No connection could be had.
     #[error("the database cannot be reached")]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// As many searches are under way as may be.
+    #[error("as many searches are under way as may be")]
+    Busy,
     /// A statement failed.
     #[error("statement `{statement}` failed")]
     Statement {
@@ -128,6 +131,7 @@ impl StoreError {
     /// True when the database is away, overloaded or read-only: the caller should come back later.
     pub fn is_unavailable(&self) -> bool {
         self.is_retryable()
+            || matches!(self, Self::Busy)
             || self.code().is_some_and(|code| {
                 matches!(
                     *code,

@@ -84,7 +84,7 @@ impl Store {
 
     /// A page of tasks, newest first, without their text.
     pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, StoreError> {
-        self.read(
+        self.search(
             &LIST_TASKS,
             &[
                 &filter.status.map(Status::as_str),

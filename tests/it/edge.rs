@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::{
@@ -329,6 +330,40 @@ async fn who_hangs_up_leaves_no_query_on_a_connection_of_others() {
     .await;
     work_beside_a_list(&db, &node, 10).await;
     gate.execute("select pg_advisory_unlock(42)", &[]).await.unwrap();
+    db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn searches_leave_connections_to_others_and_those_too_many_are_told_to_come_back() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "[database]\nmax_connections = 4\n").await;
+    node.register("good", &[], 1).await;
+    for n in 0..10 {
+        node.create(&format!("t{n}"), &[]).await;
+    }
+    let gate = slow_lists(&db, &node).await;
+    let mut asked = FuturesUnordered::new();
+    asked.push(get(&node, "/api/v1/tasks"));
+    let seen = eventually("the list is being read", async || (lists(&db).await == 1).then_some(()));
+    tokio::select! {
+        () = seen => {}
+        reply = asked.next() => panic!("{reply:?}"),
+    }
+    for n in 0..7 {
+        asked.push(get(&node, if n % 2 == 0 { "/api/v1/tasks?q=t" } else { "/api/v1/stats" }));
+    }
+    let refused = async {
+        for _ in 0..7 {
+            let reply = asked.next().await.unwrap();
+            reply.is_error("a search too many", 503, "unavailable");
+            assert!(reply.headers.contains_key("retry-after"));
+        }
+    };
+    tokio::join!(refused, work_beside_a_list(&db, &node, 10));
+    gate.execute("select pg_advisory_unlock(42)", &[]).await.unwrap();
+    assert_eq!(asked.next().await.unwrap().status, StatusCode::OK);
+    drop(asked);
     db.check_history().await;
     node.stop().await;
 }
