@@ -52,6 +52,8 @@ pub struct LogPage {
 
 /// Chunks a page, at most.
 const PAGE: i64 = 64;
+/// Bytes of them; a chunk may have more, and then is a page.
+const PAGE_BYTES: i64 = 4 << 20;
 
 impl Store {
     /// Stores a chunk of an agent's output.
@@ -108,8 +110,11 @@ impl Store {
         // Read before the chunks, so that `done` is not said while some are still being added.
         let done: bool = get(&row, "done");
         let lease: i64 = get(&row, "lease");
-        let rows = self.read(&READ_LOGS, &[&task.0, &lease, &offset, &PAGE]).await?;
-        let full = i64::try_from(rows.len()).unwrap_or(PAGE) >= PAGE;
+        let params: super::statement::Params<'_> = &[&task.0, &lease, &offset, &PAGE, &PAGE_BYTES];
+        let rows = self.read(&READ_LOGS, params).await?;
+        let found: i64 = rows.first().map_or(0, |row| get(row, "found"));
+        // There may be more chunks, or there are some that would have been too much.
+        let full = found >= PAGE || i64::try_from(rows.len()).unwrap_or(found) < found;
         let mut next_offset = offset;
         let mut chunks = Vec::with_capacity(rows.len());
         for row in &rows {

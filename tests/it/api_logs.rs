@@ -130,3 +130,71 @@ async fn much_output_is_read_page_by_page() {
     db.check_history().await;
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_page_of_large_chunks_is_bounded_by_bytes() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r1", "").await;
+    node.register("a", &[], 1).await;
+    node.create("t", &[]).await;
+    let task = node.dequeue("a", 0).await.unwrap();
+    const MIB: usize = 1 << 20;
+    let mut whole = String::new();
+    // The last ones are more than a page each; of those before, some share one.
+    for (n, size) in [2 * MIB, MIB, 2 * MIB, 1, 9 * MIB / 2, 9 * MIB / 2].into_iter().enumerate() {
+        let offset = i64::try_from(whole.len()).unwrap();
+        let chunk = n.to_string().repeat(size);
+        assert_eq!(append(&node, &task, offset, &chunk).await.0, StatusCode::OK, "{n}");
+        whole.push_str(&chunk);
+    }
+    assert_eq!(node.complete(&task, "a").await.0, StatusCode::OK);
+    let (mut got, mut offset, mut chunks) = (String::new(), 0, Vec::new());
+    loop {
+        let page = read(&node, &task, &format!("?offset={offset}")).await;
+        got.push_str(&text(&page));
+        chunks.push(page["items"].as_array().unwrap().len());
+        offset = page["next_offset"].as_i64().unwrap();
+        if page["done"] == true || chunks.len() == 10 {
+            break;
+        }
+    }
+    assert_eq!(chunks, [2, 2, 1, 1]);
+    assert!(got == whole, "{} of {} bytes", got.len(), whole.len());
+    // From within a chunk, what is before counts for nothing; beyond the end is nothing.
+    let page = read(&node, &task, &format!("?offset={}", 2 * MIB - 1)).await;
+    assert_eq!(page["items"].as_array().unwrap().len(), 4);
+    let page = read(&node, &task, &format!("?offset={}", i64::MAX)).await;
+    assert_eq!((&page["items"], &page["done"]), (&json!([]), &json!(true)));
+    db.check_history().await;
+    node.stop().await;
+}
+
+/// Output of a host is cut where it comes, and old chunks are gone one day.
+#[tokio::test]
+async fn a_page_goes_on_behind_a_part_of_a_character_and_behind_a_gap() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r1", "").await;
+    node.register("a", &[], 1).await;
+    node.create("t", &[]).await;
+    let task = node.dequeue("a", 0).await.unwrap();
+    assert_eq!(node.complete(&task, "a").await.0, StatusCode::OK);
+    let start = 10 << 20;
+    for (offset, data) in [
+        (start, "'\\xf0'::bytea"),
+        (start + 1, "'\\x9f9a'::bytea"),
+        (start + 3, "'\\x80'::bytea || repeat('x', 5000000)::bytea"),
+        (start + 5_000_004, "'end'::bytea"),
+    ] {
+        db.execute(&format!(
+            "insert into fleet.task_logs (task_id, lease, attempt, \"offset\", data)
+             select task_id, lease, attempt, {offset}, {data} from fleet.tasks",
+        ))
+        .await;
+    }
+    let first = read(&node, &task, "").await;
+    assert!(text(&first).starts_with("🚀x"), "{}", first["next_offset"]);
+    assert_eq!((&first["next_offset"], &first["done"]), (&json!(start + 5_000_004), &json!(false)));
+    let second = read(&node, &task, &format!("?offset={}", first["next_offset"])).await;
+    assert_eq!((text(&second).as_str(), &second["done"]), ("end", &json!(true)));
+    node.stop().await;
+}
