@@ -35,6 +35,14 @@ fn pace(replica: &Replica) -> &'static Pace {
     if replica.store.has_company() { &IN_COMPANY } else { &ALONE }
 }
 
+/// Text that weighs as much as another item: a batch is one message to the database.
+const TEXT: usize = 16 * 1024;
+
+/// What an item with this text counts.
+pub(super) fn weight(text: &str) -> usize {
+    1 + text.len() / TEXT
+}
+
 /// Something that can be done together with others of its kind.
 pub(super) trait Shared: Send + Sync + Sized + 'static {
     /// What two items must not touch at the same time.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Replica,
-    batch::{Batch, Shared},
+    batch::{Batch, Shared, weight},
 };
 use crate::store::{Creation, NewRequest, ReadyPlace, StoreError};
 
@@ -32,7 +32,10 @@ impl Shared for Create {
 
     fn size(&self) -> usize {
         // A request that is named goes alone: what it makes depends on what was made under its name.
-        if self.0.idempotency_key.is_some() { Self::MOST } else { self.0.tasks.len() }
+        if self.0.idempotency_key.is_some() {
+            return Self::MOST;
+        }
+        self.0.tasks.iter().map(|task| weight(&task.body)).sum()
     }
 
     async fn carry_out(
@@ -54,5 +57,54 @@ impl Shared for Create {
             replica.wake_scheduler();
         }
         Ok(created)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Actor, ExecutionMode, Priority, Source},
+        store::NewTask,
+    };
+
+    fn request(tasks: usize, body: usize) -> Create {
+        let task = NewTask {
+            key: None,
+            source: Source::Api,
+            title: "t".to_owned(),
+            body: "x".repeat(body),
+            labels: Vec::new(),
+            capabilities: Vec::new(),
+            priority: Priority::from_rank(1),
+            execution_mode: ExecutionMode::Undecided,
+            max_retries: 0,
+            timeout_secs: 60,
+            run_at: None,
+            repo: None,
+            issue_url: None,
+            issue_version: None,
+            issue_open: None,
+            traceparent: None,
+        };
+        let actor = Actor::Operator("operator");
+        Create(NewRequest { tasks: vec![task; tasks], idempotency_key: None, actor })
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_its_text_and_ordinary_tasks_count_one_each() {
+        for body in [0, 1 << 10, 15 << 10] {
+            assert_eq!(
+                (request(1, body).size(), request(1_000, body).size()),
+                (1, 1_000),
+                "{body}"
+            );
+        }
+        // As large as a request may be.
+        let large = request(1, 1 << 20).size();
+        assert!(Create::MOST / large <= 16, "{large}");
+        let mut named = request(1, 0);
+        named.0.idempotency_key = Some("once".to_owned());
+        assert_eq!(named.size(), Create::MOST);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Replica,
-    batch::{Batch, Shared},
+    batch::{Batch, Shared, weight},
 };
 use crate::{
     store::{About, Delivery, DeliveryOutcome, StoreError},
@@ -17,9 +17,6 @@ use crate::{
 /// A delivery on its way.
 #[derive(Debug)]
 pub(super) struct Deliver(Arc<Delivery>);
-
-/// Text of an issue that weighs as much as another delivery: a batch is one message to the database.
-const WEIGHT: usize = 16 * 1024;
 
 /// So long a delivery is tried again while the database is away: a forge does not send it a second time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -99,7 +96,7 @@ impl Shared for Deliver {
 
     fn size(&self) -> usize {
         match &self.0.about {
-            About::Issue { state, .. } => 1 + state.body.len() / WEIGHT,
+            About::Issue { state, .. } => weight(&state.body),
             About::Nothing(_) => 1,
         }
     }
