@@ -199,7 +199,7 @@ async fn end(
         (None, None) => return Err(ApiError::bad_request("missing field `task_id`")),
     };
     let lease = match address.lease {
-        Some(lease) => lease,
+        Some(lease) => Lease(lease),
         None => only_lease(call, id, &address.agent_id).await?,
     };
     let outcome = match receipt.status {
@@ -219,7 +219,7 @@ async fn end(
     // Also with an ended session, which holds nothing: a receipt that is stored already is answered as it was.
     let holder = if agent.live { agent.session } else { SessionId(uuid::Uuid::nil()) };
     Ok(EndLease {
-        held: HeldLease { task_id: id, lease: Lease(lease), holder },
+        held: HeldLease { task_id: id, lease, holder },
         outcome,
         reason,
         wait_secs: None,
@@ -228,20 +228,16 @@ async fn end(
     })
 }
 
-/// The lease may be left out only while the agent has claimed this task exactly once.
+/// The lease may be left out only while the agent has been given this task exactly once.
 async fn only_lease(
     call: &Call,
     id: crate::model::TaskId,
     agent_id: &str,
-) -> Result<i64, ApiError> {
-    let actor = Actor::Agent(agent_id.to_owned()).to_string();
-    let events = call.replica.store.list_task_events(id).await?;
-    let mut claims = events
-        .iter()
-        .filter(|e| e.event_type == crate::model::EventType::Claimed && e.actor == actor);
-    match (claims.next(), claims.next()) {
-        (Some(claim), None) => Ok(claim.lease),
-        (None, _) => {
+) -> Result<Lease, ApiError> {
+    let agent = Actor::Agent(agent_id.to_owned());
+    match call.replica.store.find_claims(id, &agent).await?.as_slice() {
+        [lease] => Ok(*lease),
+        [] => {
             // An unknown task is not a lease that was lost.
             current(&call.replica, id).await?;
             Err(ApiError::lease_lost())

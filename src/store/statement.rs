@@ -76,6 +76,7 @@ statements! {
     EXPIRE_PINS "expire_pins"
     FIND_AGENT_BY_TOKEN "find_agent_by_token"
     FIND_AGENT_SESSION "find_agent_session"
+    FIND_CLAIMS "find_claims"
     FIND_DEFINITIONS "find_definitions"
     FIND_DELIVERY "find_delivery"
     FIND_EVENT_OF "find_event_of"

@@ -12,11 +12,12 @@ use super::{
     rows,
     rows::get,
     statement::{
-        FIND_TASK, FIND_TASKS_BY_KEY, GET_TASKS, LIST_RECEIPTS, LIST_TASK_EVENTS, LIST_TASKS,
+        FIND_CLAIMS, FIND_TASK, FIND_TASKS_BY_KEY, GET_TASKS, LIST_RECEIPTS, LIST_TASK_EVENTS,
+        LIST_TASKS,
     },
 };
 use crate::model::{
-    Event, ExecutionMode, Lease, Source, Status, StoredReceipt, Task, TaskId, TaskRef,
+    Actor, Event, ExecutionMode, Lease, Source, Status, StoredReceipt, Task, TaskId, TaskRef,
 };
 
 /// What a list of tasks is narrowed to; what is `None` narrows nothing.
@@ -129,6 +130,12 @@ impl Store {
     /// The life of one task, at most its first 1,000 events.
     pub async fn list_task_events(&self, id: TaskId) -> Result<Vec<Event>, StoreError> {
         self.read(&LIST_TASK_EVENTS, &[&id.0]).await?.iter().map(rows::event).collect()
+    }
+
+    /// The leases of the claims of a task that reached this claimer; of more than two, the oldest two.
+    pub async fn find_claims(&self, id: TaskId, by: &Actor) -> Result<Vec<Lease>, StoreError> {
+        let rows = self.read(&FIND_CLAIMS, &[&id.0, &by.to_string()]).await?;
+        Ok(rows.iter().map(|row| Lease(get(row, "lease"))).collect())
     }
 }
 

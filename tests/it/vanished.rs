@@ -10,7 +10,7 @@ use agent_fleet::{
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{db::Db, eventually, node::Node};
+use crate::support::{api::is_error, db::Db, eventually, node::Node};
 
 async fn session(db: &Db, agent: &str) -> SessionId {
     let row = db
@@ -61,6 +61,30 @@ async fn a_place_that_is_dropped_gives_back_what_was_handed_to_it() {
     handed.delivered();
     let task = node.task(&id).await;
     assert_eq!((&task["status"], &task["attempt"]), (&json!("assigned"), &json!(1)));
+    db.check_history().await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_receipt_may_leave_out_the_lease_after_a_claim_that_never_arrived() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &[], 1).await;
+    let session = session(&db, "a").await;
+    let id = node.create("t", &[]).await;
+    for lease in [1, 2] {
+        let place = Matchmaker::wait(&node.replica, Waiter::one(session), false);
+        node.until(&id, "assigned").await;
+        drop(place);
+        is_as_before(&node, &id, lease).await;
+    }
+    let receipt = json!({"agent_id": "a", "status": "completed"});
+    let complete = format!("/api/v1/tasks/{id}/complete");
+    let (status, reply) = node.post(&complete, receipt.clone()).await;
+    is_error("it was never told of any", status, &reply, 409, "lease_lost");
+    let task = node.dequeue("a", 5).await.unwrap();
+    assert_eq!((&task["task_id"], &task["lease"]), (&json!(id), &json!(3)));
+    assert_eq!(node.must(&complete, receipt).await["status"], "completed");
     db.check_history().await;
     node.stop().await;
 }
