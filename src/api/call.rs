@@ -262,8 +262,13 @@ pub(super) fn task_ref(segment: &str) -> Result<TaskRef, ApiError> {
     let text = percent_decode_str(segment)
         .decode_utf8()
         .map_err(|_| ApiError::bad_request("the task's key is not UTF-8"))?;
-    crate::model::check_text("task_id", &text, 500)?;
-    Ok(TaskRef::parse(&text))
+    body_task_ref(&text)
+}
+
+/// The `task_id` of a body, as it stands, as a task's id or key.
+pub(super) fn body_task_ref(text: &str) -> Result<TaskRef, ApiError> {
+    crate::model::check_text("task_id", text, 500)?;
+    Ok(TaskRef::parse(text))
 }
 
 #[cfg(test)]

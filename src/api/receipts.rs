@@ -8,7 +8,7 @@ use warp::{Filter, filters::BoxedFilter, reply::Response};
 
 use super::{
     Answer,
-    call::{Call, LARGE_BODY, call, from_value, task_ref},
+    call::{Call, LARGE_BODY, body_task_ref, call, from_value},
     current, detached_handing,
     error::ApiError,
     full, ok,
@@ -185,15 +185,14 @@ async fn end(
         (Some(path), body) => {
             let id = resolve(call, path).await?;
             if let Some(body) = body
-                && call.replica.store.resolve(&task_ref(body)?).await? != Some(id)
+                && call.replica.store.resolve(&body_task_ref(body)?).await? != Some(id)
             {
                 return Err(ApiError::bad_request("task_id: names another task than the address"));
             }
             id
         }
         (None, Some(body)) => {
-            check_text("task_id", body, 500)?;
-            let id = call.replica.store.resolve(&crate::model::TaskRef::parse(body)).await?;
+            let id = call.replica.store.resolve(&body_task_ref(body)?).await?;
             id.ok_or_else(|| ApiError::not_found("there is no such task"))?
         }
         (None, None) => return Err(ApiError::bad_request("missing field `task_id`")),

@@ -262,6 +262,13 @@ async fn a_receipt_names_one_task() {
     let mut body = receipt(&other, "completed");
     body["task_id"] = other["task_id"].clone();
     assert_eq!(node.must("/api/v1/tasks/k%232/complete", body).await["status"], "completed");
+    // A body says a key as it is: nothing in it is an escape.
+    let task = taken(&node, json!({"title": "v", "key": "https://f/a%20b"})).await;
+    let mut body = receipt(&task, "completed");
+    body["task_id"] = json!("https://f/a%20b");
+    for at in ["/api/v1/tasks/https%3A%2F%2Ff%2Fa%2520b/complete", "/api/v1/receipts"] {
+        assert_eq!(node.must(at, body.clone()).await["status"], "completed", "{at}");
+    }
     db.check_history().await;
     node.stop().await;
 }
