@@ -7,7 +7,8 @@ use super::error::{ApiError, bad_word};
 use crate::{
     config::Config,
     model::{
-        CapabilitySet, ExecutionMode, Priority, Repo, Source, check_text, priority_from_labels,
+        CapabilitySet, ExecutionMode, Priority, Repo, Source, TaskRef, check_text,
+        priority_from_labels,
     },
     store::NewTask,
 };
@@ -161,7 +162,7 @@ fn check_key(key: String) -> Result<String, ApiError> {
     if key.trim().is_empty() {
         return Err(crate::model::InvalidText::Empty { field: "key" }.into());
     }
-    if uuid::Uuid::try_parse(&key).is_ok() {
+    if matches!(TaskRef::parse(&key), TaskRef::Id(_)) {
         // It would be taken for a task's id wherever a task is named.
         return Err(ApiError::bad_request("key: must not be a UUID"));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{Uuid, fmt::Hyphenated};
 
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -52,11 +52,12 @@ pub enum TaskRef {
 }
 
 impl TaskRef {
-    /// Reads a path segment or body field that is already percent-decoded.
+    /// Reads a path segment or body field that is already percent-decoded. Only what has hyphens is an id, here as in SQL:
+    /// 32 hexadecimal digits may well be a key, such as a checksum.
     pub fn parse(text: &str) -> Self {
         match Uuid::try_parse(text) {
-            Ok(id) => Self::Id(TaskId(id)),
-            Err(_) => Self::Key(text.to_owned()),
+            Ok(id) if text.len() == Hyphenated::LENGTH => Self::Id(TaskId(id)),
+            _ => Self::Key(text.to_owned()),
         }
     }
 }
@@ -118,6 +119,10 @@ mod tests {
     fn task_ref_tells_uuid_from_key() {
         let id = Uuid::from_u128(7);
         assert_eq!(TaskRef::parse(&id.to_string()), TaskRef::Id(TaskId(id)));
-        assert_eq!(TaskRef::parse("org/repo#42"), TaskRef::Key("org/repo#42".into()));
+        assert_eq!(TaskRef::parse(&id.to_string().to_uppercase()), TaskRef::Id(TaskId(id)));
+        let others = [id.simple().to_string(), id.braced().to_string(), id.urn().to_string()];
+        for key in others.iter().map(String::as_str).chain(["org/repo#42", &"é".repeat(18)]) {
+            assert_eq!(TaskRef::parse(key), TaskRef::Key(key.into()));
+        }
     }
 }

@@ -215,6 +215,24 @@ async fn a_key_names_one_task() {
     db.check_history().await;
 }
 
+/// What is an id and what a key is told in the same way by SQL and by the API.
+#[tokio::test]
+async fn a_checksum_is_a_key_wherever_a_task_is_named() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    let key = "900150983cd24fb0d6963f7d28e17f72";
+    let row = db.client.query_one("select fleet.enqueue('t', key => $1)::text", &[&key]).await;
+    let id: String = row.unwrap().get(0);
+    assert_eq!(node.task(key).await["task_id"], id.as_str());
+    assert_eq!(node.task(&id.to_uppercase()).await["key"], key);
+    let other = "0cc175b9c0f1b6a831c399e269772661";
+    let made = node.must("/api/v1/tasks", serde_json::json!({"title": "t", "key": other})).await;
+    let found = db.client.query_one("select fleet.task_id_of($1)::text", &[&other]).await.unwrap();
+    assert_eq!(made["task_id"], found.get::<_, String>(0).as_str());
+    db.check_history().await;
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn nonsense_is_refused_and_changes_nothing() {
     let db = Db::new().await;
