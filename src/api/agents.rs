@@ -18,7 +18,7 @@ use super::{
     v1,
 };
 use crate::{
-    coordinator::{HeartbeatAnswer, Replica},
+    coordinator::{HeartbeatAnswer, Replica, end_unlocked},
     model::{Actor, AgentId, AgentStatus, CapabilitySet, SessionId, TaskId, TaskRef, check_text},
     store::{
         AgentBeat, AgentFilter, Credential, EndLease, HeldLease, Outcome, RegisterRefused,
@@ -241,7 +241,8 @@ async fn give_back(
     end_all(replica, &held, agent_id, outcome, reason).await
 }
 
-/// Ends leases of an agent in bounded batches.
+/// Ends leases of an agent in bounded batches. A task that somebody has locked keeps its own for now: who comes or goes does
+/// not wait for that, the reaper or the next heartbeat ends it.
 async fn end_all(
     replica: &Replica,
     held: &[HeldLease],
@@ -261,7 +262,7 @@ async fn end_all(
                 actor: Actor::Agent(agent_id.to_owned()),
             })
             .collect();
-        replica.store.end_leases(&ends, replica.config.tasks.retry_backoff).await?;
+        end_unlocked(replica, ends).await?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub use self::{
     heartbeats::{Answer as HeartbeatAnswer, Heartbeats},
     matchmaker::{Answer, Matchmaker, Place},
     replies::{Replies, Reply},
-    settle::{Settled, settle},
+    settle::{Settled, end_unlocked, settle},
     start::start,
     wake::Wake,
 };

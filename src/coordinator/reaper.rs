@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::Replica;
+use super::{Replica, end_unlocked};
 use crate::{
-    model::Actor,
+    model::{Actor, TaskId},
     store::{EndLease, HeldLease, Outcome, StoreError},
     telemetry::error_chain,
 };
@@ -26,11 +26,12 @@ pub(super) const HOST_GRACE: Duration = Duration::from_secs(60);
 pub(super) async fn run(replica: &Replica) {
     let mut next = PAUSE;
     let mut looked: Option<Instant> = None;
+    let mut named = None;
     while !replica.shutdown.sleep(next).await {
         let floor = FLOOR.mul_f64(rand::random_range(0.8..1.2));
         let in_full = looked.is_none_or(|at| at.elapsed() >= IN_FULL);
         let now = Instant::now();
-        next = match round(replica, in_full).await {
+        next = match round(replica, in_full, &mut named).await {
             Ok(next) => {
                 if in_full {
                     looked = Some(now);
@@ -46,7 +47,11 @@ pub(super) async fn run(replica: &Replica) {
 }
 
 /// One look, and what it calls for. Returns in how long the next session would be silent.
-async fn round(replica: &Replica, in_full: bool) -> Result<Option<Duration>, StoreError> {
+async fn round(
+    replica: &Replica,
+    in_full: bool,
+    named: &mut Option<TaskId>,
+) -> Result<Option<Duration>, StoreError> {
     let silence = replica.store.read_silence(in_full).await?;
     let mut lost = silence.lost;
     if silence.silent {
@@ -66,7 +71,6 @@ async fn round(replica: &Replica, in_full: bool) -> Result<Option<Duration>, Sto
     }
     while lost {
         let leases = replica.store.list_lost_leases(BATCH).await?;
-        lost = i64::try_from(leases.len()).unwrap_or(BATCH) >= BATCH;
         let ends = leases
             .into_iter()
             .map(|(held, reason)| {
@@ -74,21 +78,22 @@ async fn round(replica: &Replica, in_full: bool) -> Result<Option<Duration>, Sto
                 end(replica, held, Outcome::Lost, reason)
             })
             .collect();
-        settle(replica, ends).await?;
+        lost = settle(replica, ends, named).await? >= BATCH;
     }
     Ok(silence.next)
 }
 
-/// Ends leases past their deadline, at most a batch. Returns how many there were.
-pub(super) async fn end_expired(replica: &Replica) -> Result<i64, StoreError> {
+/// Ends leases past their deadline, at most a batch. Returns how many it could.
+pub(super) async fn end_expired(
+    replica: &Replica,
+    named: &mut Option<TaskId>,
+) -> Result<i64, StoreError> {
     let expired = replica.store.list_expired_leases(HOST_GRACE, BATCH).await?;
-    let count = i64::try_from(expired.len()).unwrap_or(BATCH);
     let ends = expired
         .into_iter()
         .map(|held| end(replica, held, Outcome::TimedOut, "its deadline passed".to_owned()))
         .collect();
-    settle(replica, ends).await?;
-    Ok(count)
+    settle(replica, ends, named).await
 }
 
 fn end(replica: &Replica, held: HeldLease, outcome: Outcome, reason: String) -> EndLease {
@@ -102,12 +107,25 @@ fn end(replica: &Replica, held: HeldLease, outcome: Outcome, reason: String) -> 
     }
 }
 
-async fn settle(replica: &Replica, ends: Vec<EndLease>) -> Result<(), StoreError> {
+/// Ends what a look found, and returns how many it could. What it did not find although it is there is locked by somebody:
+/// one of them is `named` in the log, once.
+async fn settle(
+    replica: &Replica,
+    ends: Vec<EndLease>,
+    named: &mut Option<TaskId>,
+) -> Result<i64, StoreError> {
     if ends.is_empty() {
-        return Ok(());
+        let locked = replica.store.find_overdue_lease(HOST_GRACE).await?;
+        if let Some(task) = locked
+            && *named != locked
+        {
+            tracing::warn!(task.id = %task, "somebody keeps this task locked, so its lease cannot end: look for an open transaction");
+        }
+        *named = locked;
+        return Ok(0);
     }
-    let ended = replica.store.end_leases(&ends, replica.config.tasks.retry_backoff).await?;
-    for (end, ended) in ends.iter().zip(ended) {
+    let ended = end_unlocked(replica, ends).await?;
+    for (end, ended) in &ended {
         tracing::warn!(
             task.id = %end.held.task_id,
             lease = end.held.lease.0,
@@ -118,5 +136,5 @@ async fn settle(replica: &Replica, ends: Vec<EndLease>) -> Result<(), StoreError
     }
     replica.wake_ready();
     replica.wake_revoked();
-    Ok(())
+    Ok(i64::try_from(ended.len()).unwrap_or(BATCH))
 }

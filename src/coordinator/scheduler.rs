@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Replica, reaper};
 use crate::{
+    model::TaskId,
     store::{BATCH, StoreError},
     telemetry::error_chain,
 };
@@ -17,8 +18,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The loop.
 pub(super) async fn run(replica: &Replica) {
+    let mut named = None;
     while !replica.shutdown.is_triggered() {
-        let next = match round(replica).await {
+        let next = match round(replica, &mut named).await {
             Ok(next) => next.min(FLOOR.mul_f64(rand::random_range(0.8..1.2))),
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "the scheduler could not finish its round");
@@ -37,7 +39,7 @@ pub(super) async fn run(replica: &Replica) {
 }
 
 /// One look, and what it calls for. Returns in how long there will be more to do, as things stand.
-async fn round(replica: &Replica) -> Result<Duration, StoreError> {
+async fn round(replica: &Replica, named: &mut Option<TaskId>) -> Result<Duration, StoreError> {
     let (store, actor) = (&replica.store, replica.actor());
     let due = store.read_due(reaper::HOST_GRACE).await?;
     let promoted = if due.scheduled { store.promote_due_tasks(&actor).await? } else { 0 };
@@ -47,7 +49,7 @@ async fn round(replica: &Replica) -> Result<Duration, StoreError> {
         tracing::debug!(promoted, freed, interned, "tasks became ready");
         replica.wake_ready();
     }
-    let ended = if due.deadlines { reaper::end_expired(replica).await? } else { 0 };
+    let ended = if due.deadlines { reaper::end_expired(replica, named).await? } else { 0 };
     let is_full = promoted >= BATCH || freed >= BATCH || ended >= reaper::BATCH;
     Ok(if is_full { Duration::ZERO } else { due.next.unwrap_or(FLOOR) })
 }

@@ -135,6 +135,39 @@ fn wake(
     }
 }
 
+/// Ends leases, each task once, all in one transaction, but those whose task somebody has locked. Returns what became of them.
+///
+/// Where one is locked, they end one by one: that one keeps its lease, which whoever asks, or the reaper, ends later. Where the
+/// second one meets a lock, all of them may, and each would wait for as long as the whole batch did: the rest is left, too.
+pub async fn end_unlocked(
+    replica: &Replica,
+    ends: Vec<EndLease>,
+) -> Result<Vec<(EndLease, Ended)>, StoreError> {
+    let backoff = replica.config.tasks.retry_backoff;
+    if ends.len() > 1 {
+        match replica.store.end_leases(&ends, backoff).await {
+            Err(error) if error.is_locked_out() => {}
+            ended => return Ok(ends.into_iter().zip(ended?).collect()),
+        }
+    }
+    let mut done = Vec::new();
+    let mut locked = 0;
+    for one in ends {
+        match replica.store.end_leases(std::slice::from_ref(&one), backoff).await {
+            Ok(mut ended) => done.extend(ended.pop().map(|ended| (one, ended))),
+            Err(error) if error.is_locked_out() => {
+                tracing::warn!(task.id = %one.held.task_id, "somebody has locked this task, so its lease did not end yet");
+                locked += 1;
+                if locked == 2 {
+                    break;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
 /// Gives claims back that never reached their callers. Until it is stored: nobody else knows of them, and their agent has to
 /// leave them out of two heartbeats before they are found.
 pub(super) async fn undo(replica: &Arc<Replica>, held: Vec<HeldLease>) {

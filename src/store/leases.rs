@@ -11,8 +11,8 @@ use super::{
     journal::{Journal, Line},
     rows::{get, word},
     statement::{
-        CHECK_LEASE, GET_TASKS, LIST_EXPIRED_LEASES, LIST_LOST_LEASES, LIST_SESSION_LEASES, Params,
-        START_TASK,
+        CHECK_LEASE, FIND_OVERDUE_LEASE, GET_TASKS, LIST_EXPIRED_LEASES, LIST_LOST_LEASES,
+        LIST_SESSION_LEASES, Params, START_TASK,
     },
 };
 use crate::model::{
@@ -297,7 +297,7 @@ impl Store {
         Ok(self.read(&LIST_SESSION_LEASES, &[&session.0]).await?.iter().map(held_lease).collect())
     }
 
-    /// Leases of agents whose session has ended, with the reason of its end.
+    /// Leases of agents whose session has ended, with the reason of its end. Without those whose task somebody has locked.
     pub async fn list_lost_leases(
         &self,
         limit: i64,
@@ -311,7 +311,8 @@ impl Store {
             .collect())
     }
 
-    /// Leases past their deadline; for runs on hosts past it by more than `grace`.
+    /// Leases past their deadline; for runs on hosts past it by more than `grace`. Without those whose task somebody has
+    /// locked.
     pub async fn list_expired_leases(
         &self,
         grace: std::time::Duration,
@@ -324,6 +325,16 @@ impl Store {
             .iter()
             .map(held_lease)
             .collect())
+    }
+
+    /// One that the two above should have named ten seconds ago.
+    pub async fn find_overdue_lease(
+        &self,
+        grace: std::time::Duration,
+    ) -> Result<Option<TaskId>, StoreError> {
+        let client = self.client().await?;
+        let row = FIND_OVERDUE_LEASE.row(&client, &[&grace.as_secs_f64()]).await?;
+        Ok(row.map(|row| TaskId(get::<Uuid>(&row, "task_id"))))
     }
 }
 

@@ -86,6 +86,7 @@ statements! {
     FIND_ISSUE_HASH "find_issue_hash"
     FIND_LEASE_END "find_lease_end"
     FIND_LOG_LEASE "find_log_lease"
+    FIND_OVERDUE_LEASE "find_overdue_lease"
     FIND_READY_BELOW "find_ready_below"
     FIND_RECEIPT "find_receipt"
     FIND_TAKEN "find_taken"

@@ -306,6 +306,40 @@ async fn a_task_that_somebody_has_locked_hurts_none_that_shares_its_batch() {
     node.stop().await;
 }
 
+/// The same when an agent goes, or comes again without what it held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_somebody_has_locked_keeps_no_agent_from_going_or_coming() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &[], 20).await;
+    create_many(&node, 20).await;
+    let held = "select count(*) from fleet.tasks where holder is not null";
+    for goes in [true, false] {
+        let mut tasks = Vec::new();
+        eventually("all are held", async || {
+            tasks.extend(dequeue(&node, json!({"agent_id": "a", "max_tasks": 20})).await);
+            (tasks.len() == 20).then_some(())
+        })
+        .await;
+        let mut other = db.connect().await;
+        let tx = other.transaction().await.unwrap();
+        let id = tasks[12]["task_id"].as_str().unwrap();
+        let lock = format!("select from fleet.tasks where task_id = '{id}' for update");
+        tx.batch_execute(&lock).await.unwrap();
+        if goes {
+            node.must("/api/v1/agents/deregister", json!({"agent_id": "a"})).await;
+        } else {
+            node.register("a", &[], 20).await;
+        }
+        assert_eq!(db.count(held).await, 1, "all others are free");
+        tx.rollback().await.unwrap();
+        eventually("it is free, too", async || (db.count(held).await == 0).then_some(())).await;
+        node.register("a", &[], 20).await;
+    }
+    db.check_history().await;
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_releases_is_answered_also_when_one_before_it_in_its_batch_takes_the_task() {
     let db = Db::new().await;

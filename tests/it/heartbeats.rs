@@ -280,3 +280,29 @@ async fn a_heartbeat_revives_no_session_that_has_ended() {
     assert!(store.beat_agents(&[beat]).await.unwrap()[0].is_none());
     assert_eq!(row().await, before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_task_that_somebody_has_locked_keeps_no_other_and_no_heartbeat() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", QUICK).await;
+    node.register("a", &[], 3).await;
+    let mut ids = Vec::new();
+    for title in ["one", "two", "three"] {
+        ids.push(node.create(title, &[]).await);
+        node.dequeue("a", 5).await.unwrap();
+    }
+    until_it_judges(&node).await;
+    let mut other = db.connect().await;
+    let tx = other.transaction().await.unwrap();
+    let lock = format!("select from fleet.tasks where task_id = '{}' for update", ids[1]);
+    tx.batch_execute(&lock).await.unwrap();
+    beat(&node, json!([])).await;
+    beat(&node, json!([])).await;
+    let held = "select count(*) from fleet.tasks where holder is not null";
+    assert_eq!(db.count(held).await, 1, "the others are free");
+    tx.rollback().await.unwrap();
+    beat(&node, json!([])).await;
+    assert_eq!(db.count(held).await, 0);
+    db.check_history().await;
+    node.stop().await;
+}

@@ -4,15 +4,18 @@ use std::time::{Duration, Instant};
 
 use agent_fleet::{
     model::{ExecutionMode as Mode, Lease, SessionId, Status},
-    store::{Ended, NewTask, Outcome, Store, Touched},
+    store::{Ended, NewTask, Outcome, Store, Touched, Waiter},
 };
 use serde_json::json;
 
 use crate::support::{
     db::Db,
     eventually,
-    fleet::{agent_for, complete, create, end, host, next, operator, pull, push, replica, task},
+    fleet::{
+        agent, agent_for, complete, create, end, host, next, operator, pull, push, replica, task,
+    },
     node::Node,
+    program::Serve,
 };
 
 const QUICK: &str =
@@ -371,5 +374,42 @@ async fn a_deadline_on_a_host_is_the_followers_to_judge_first() {
         ))
         .await;
         assert_eq!(store.list_expired_leases(MINUTE, 10).await.unwrap().len(), expired);
+    }
+}
+
+/// Somebody cancels more tasks by hand than are ended in one batch, and leaves the transaction open.
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_somebody_has_locked_keep_no_others_lease_from_ending() {
+    for is_lost in [false, true] {
+        let db = Db::new().await;
+        let store = db.store();
+        let session = agent(&store, "a", &[], 250).await;
+        create(&store, task(&[], Mode::Undecided), 250).await;
+        let waiter = Waiter { max_tasks: 250, ..Waiter::one(session) };
+        let claims = store.claim_for_agents(&[waiter], true).await.unwrap();
+        assert_eq!(claims.claimed.len(), 250);
+        // Those first in the order in which leases are ended.
+        let first = "select task_id from fleet.tasks order by task_id limit 240";
+        if is_lost {
+            store.end_session(session, "silent").await.unwrap();
+            db.execute("update fleet.sessions set ended_at = now() - interval '1 minute'").await;
+        } else {
+            db.execute(&format!(
+                "update fleet.tasks set deadline_at = now() - interval '1 hour';
+                 update fleet.tasks set deadline_at = now() - interval '2 hours' where task_id in ({first})"
+            ))
+            .await;
+        }
+        let mut other = db.connect().await;
+        let tx = other.transaction().await.unwrap();
+        tx.batch_execute(&format!("{first} for update")).await.unwrap();
+        let mut serve = Serve::start(db.url(), "r", "[auth]\nmode = \"open\"\n");
+        let ended = "select count(*) from fleet.tasks where holder is null";
+        eventually("the others are ended", async || (db.count(ended).await == 10).then_some(()))
+            .await;
+        serve.program.until_said("somebody keeps this task locked").await;
+        tx.rollback().await.unwrap();
+        eventually("all are ended", async || (db.count(ended).await == 250).then_some(())).await;
+        db.check_history().await;
     }
 }
