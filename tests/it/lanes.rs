@@ -105,6 +105,27 @@ async fn the_scheduler_of_a_replica_does_so_and_undecided_is_the_columns_default
     node.stop().await;
 }
 
+/// The oldest without a lane are not of the set that is found first.
+#[tokio::test]
+async fn more_laneless_tasks_of_two_sets_than_are_looked_at_get_their_lanes() {
+    let db = Db::new().await;
+    let store = db.store();
+    for (labels, mode, count) in [("{agent:b}", "ssh_cli", 600), ("{agent:a}", "undecided", 2000)] {
+        db.execute(&format!(
+            "select fleet.enqueue('t', labels => '{labels}', execution_mode => '{mode}') from generate_series(1, {count})"
+        ))
+        .await;
+    }
+    let mut left = 2600;
+    while left > 0 {
+        let set = store.intern_laneless().await.unwrap();
+        assert!(set > 0, "{left} stay without a lane");
+        left -= set;
+    }
+    assert_eq!(db.count("select count(*) from fleet.tasks where lane_id is null").await, 0);
+    db.check_history().await;
+}
+
 #[tokio::test]
 async fn a_paused_lane_is_left_alone_by_both_claims() {
     let db = Db::new().await;
