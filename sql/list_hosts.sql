@@ -16,7 +16,9 @@ select *
                                   'max_concurrency', ha.max_concurrency,
                                   'running', (select count(*) from fleet.tasks t
                                                where t.host_agent_id = ha.host_agent_id and t.holder is not null),
-                                  'parked_until', case when ha.parked_until > now() then ha.parked_until end,
+                                  -- by hand for ever, as infinity, which JSON has no word for
+                                  'parked_until', case when ha.parked_until > now()
+                                                       then least(ha.parked_until, '9999-12-30 00:00:00Z') end,
                                   'parked_reason', case when ha.parked_until > now() then ha.parked_reason end) order by ha.agent_type)
                            from fleet.host_agents ha where ha.host_id = h.host_id), '[]') as agents
           from fleet.hosts h

@@ -72,8 +72,8 @@ begin
   if max_retries is null or max_retries not between 0 and 100 then
     perform fleet.refuse('ZF400', 'max_retries must be from 0 to 100', 'A retry follows a failed, late or lost attempt.');
   end if;
-  if run_at is not null and (not isfinite(run_at) or run_at < '0001-01-01 00:00:00Z') then
-    perform fleet.refuse('ZF400', 'run_at must be a moment, not infinite and not before the year 1', 'Leave it out to run now.');
+  if run_at is not null and (run_at < '0001-01-01 00:00:00Z' or run_at >= '9999-12-30 00:00:00Z') then
+    perform fleet.refuse('ZF400', 'run_at must be a moment from the year 1 to 9999-12-29', 'Leave it out to run now.');
   end if;
   if repo is not null then
     if jsonb_typeof(repo) = 'string' then

@@ -11,7 +11,7 @@ use super::{
     connection::{begin, commit},
     error::retry,
     journal::Journal,
-    rows::{get, word},
+    rows::{get, moment, moment_if_any, word},
     statement::{
         BEGIN_SESSION, CHECK_CALLERS, DELETE_AGENT, END_SESSIONS_OF, FIND_AGENT_BY_TOKEN,
         FIND_AGENT_SESSION, LIST_AGENTS, LOCK_AGENT, LOCK_AGENT_ID, LOCK_AGENT_SESSION,
@@ -325,8 +325,8 @@ impl Store {
                 metadata: get(row, "metadata"),
                 status: word(row, "status")?,
                 leased: get(row, "leased"),
-                last_heartbeat_at: get(row, "last_heartbeat_at"),
-                registered_at: get(row, "registered_at"),
+                last_heartbeat_at: moment_if_any(row, "last_heartbeat_at"),
+                registered_at: moment(row, "registered_at"),
             })
         })
         .collect()

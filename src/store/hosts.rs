@@ -6,7 +6,7 @@ use super::{
     HeldLease, Store, StoreError,
     connection::{begin, commit},
     error::retry,
-    rows::{self, get, word},
+    rows::{self, get, moment, moment_if_any, word},
     statement::{
         CHECK_HOST_ID, DELETE_HOST_AGENTS, INSERT_REPLICA_HOST, LIST_HOSTS, LOCK_HOST_AGENTS,
         PARK_HOST_AGENT, SET_HOST_AGENT_SOUND, SET_HOST_DRAINED, SET_HOST_PROBE, SET_HOSTS_LISTED,
@@ -161,7 +161,7 @@ impl Store {
         let client = self.client().await?;
         let params: super::statement::Params<'_> =
             &[&held.task_id.0, &held.lease.0, &held.holder.0, &until, &reason];
-        Ok(PARK_HOST_AGENT.row(&client, params).await?.map(|row| get(&row, "parked_until")))
+        Ok(PARK_HOST_AGENT.row(&client, params).await?.map(|row| moment(&row, "parked_until")))
     }
 
     /// A CLI has done a task: whatever it was parked for is over.
@@ -191,7 +191,7 @@ impl Store {
                 status: word(row, "status")?,
                 reason: get(row, "reason"),
                 agents: rows::json(row, "agents")?.unwrap_or_default(),
-                checked_at: get(row, "checked_at"),
+                checked_at: moment_if_any(row, "checked_at"),
                 replicas: rows::json(row, "replicas")?.unwrap_or_default(),
             })
         })

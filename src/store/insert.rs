@@ -10,7 +10,7 @@ use super::{
     connection::{GenericClient, begin_planned, commit, open},
     journal::{Journal, Line},
     new_task::NewTask,
-    rows::{get, word},
+    rows::{get, moment, moment_if_any, word},
     statement::{INSERT_TASKS, MAKE_TASK_IDS, Params},
 };
 use crate::model::{Actor, EventType, Lease, Repo, Status, Task, TaskId, branch_name};
@@ -68,7 +68,7 @@ impl<'a> Identified<'a> {
             retry_count: 0,
             review_count: 0,
             timeout_secs: task.timeout_secs,
-            run_at: get(row, "run_at"),
+            run_at: moment_if_any(row, "run_at"),
             branch_name: branch_name(&self.key),
             pr_url: None,
             pr_title: None,
@@ -78,7 +78,7 @@ impl<'a> Identified<'a> {
             usage: None,
             notes: Vec::new(),
             traceparent: task.traceparent,
-            created_at: get(row, "created_at"),
+            created_at: moment(row, "created_at"),
             assigned_at: None,
             started_at: None,
             completed_at: None,

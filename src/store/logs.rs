@@ -6,7 +6,7 @@ use super::{
     HeldLease, Refusal, Store, StoreError,
     connection::{begin, commit},
     error::retry,
-    rows::get,
+    rows::{get, moment},
     statement::{APPEND_LOG, FIND_LOG_LEASE, LOCK_LEASE, READ_LOGS},
 };
 use crate::model::{Lease, TaskId};
@@ -124,7 +124,7 @@ impl Store {
                 lease: Lease(lease),
                 attempt: get(row, "attempt"),
                 offset: start + i64::try_from(cut).unwrap_or(0),
-                at: get(row, "at"),
+                at: moment(row, "at"),
                 data: data[cut..].to_vec(),
             });
             next_offset = start + i64::try_from(data.len()).unwrap_or(0);

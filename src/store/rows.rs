@@ -1,7 +1,13 @@
 //! Rows into the model's types.
 
+use std::error::Error;
+
+use jiff::Timestamp;
 use serde_json::Value;
-use tokio_postgres::{Row, types::FromSql};
+use tokio_postgres::{
+    Row,
+    types::{FromSql, Type},
+};
 use uuid::Uuid;
 
 use super::StoreError;
@@ -10,6 +16,33 @@ use crate::model::{Event, Lease, Priority, Task, TaskId, branch_name};
 /// A column that this program selected itself; its absence or type would be a mistake of ours that every test shows.
 pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> T {
     row.get(column)
+}
+
+/// A moment as it is stored. One that [`Timestamp`] has no room for (written by hand: the year 10000, infinity) is the
+/// nearest for which it has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment(pub(super) Timestamp);
+
+impl<'a> FromSql<'a> for Moment {
+    fn from_sql(of: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        let micros = i64::from_be_bytes(raw.try_into()?);
+        let nearest = if micros < 0 { Timestamp::MIN } else { Timestamp::MAX };
+        Ok(Self(Timestamp::from_sql(of, raw).unwrap_or(nearest)))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        <Timestamp as FromSql<'a>>::accepts(of)
+    }
+}
+
+/// A column that holds a moment.
+pub(super) fn moment(row: &Row, column: &str) -> Timestamp {
+    get::<Moment>(row, column).0
+}
+
+/// A column that may hold one.
+pub(super) fn moment_if_any(row: &Row, column: &str) -> Option<Timestamp> {
+    get::<Option<Moment>>(row, column).map(|moment| moment.0)
 }
 
 /// A column that holds a word of the model.
@@ -107,7 +140,7 @@ const fn is_same(one: &[u8], other: &[u8]) -> bool {
 
 /// A row of a statement that shows tasks: the first columns of the row, or those from `begin` on.
 pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
-    /// A column as it is, as a word of the model that is or may be there, or as JSON.
+    /// A column as it is, as a word of the model or a moment that is or may be there, or as JSON.
     macro_rules! column {
         ($name:literal) => {
             row.get(begin + const { at($name) })
@@ -121,6 +154,14 @@ pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
             let text: Option<&str> = column!($name);
             let unknown = || StoreError::Unknown { what: format!("{} `{text:?}`", $name) };
             text.map(str::parse).transpose().map_err(|_| unknown())?
+        }};
+        (moment $name:literal) => {{
+            let moment: Moment = column!($name);
+            moment.0
+        }};
+        (optional moment $name:literal) => {{
+            let moment: Option<Moment> = column!($name);
+            moment.map(|moment| moment.0)
         }};
         (json $name:literal) => {
             from_json(column!($name), $name)?
@@ -146,14 +187,14 @@ pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
         assigned_agent_id: column!("assigned_agent_id"),
         assigned_host: column!("assigned_host"),
         lease: Lease(column!("lease")),
-        lease_expires_at: column!("lease_expires_at"),
-        deadline_at: column!("deadline_at"),
+        lease_expires_at: column!(optional moment "lease_expires_at"),
+        deadline_at: column!(optional moment "deadline_at"),
         attempt: column!("attempt"),
         max_retries: column!("max_retries"),
         retry_count: column!("retry_count"),
         review_count: column!("review_count"),
         timeout_secs: column!("timeout_secs"),
-        run_at: column!("run_at"),
+        run_at: column!(optional moment "run_at"),
         branch_name: branch_name(&key),
         key,
         pr_url: column!("pr_url"),
@@ -164,11 +205,11 @@ pub(super) fn task(row: &Row, begin: usize) -> Result<Task, StoreError> {
         usage: column!(json "usage"),
         notes: column!(json "notes").unwrap_or_default(),
         traceparent: column!(optional word "traceparent"),
-        created_at: column!("created_at"),
-        assigned_at: column!("assigned_at"),
-        started_at: column!("started_at"),
-        completed_at: column!("completed_at"),
-        last_activity_at: column!("last_activity_at"),
+        created_at: column!(moment "created_at"),
+        assigned_at: column!(optional moment "assigned_at"),
+        started_at: column!(optional moment "started_at"),
+        completed_at: column!(optional moment "completed_at"),
+        last_activity_at: column!(optional moment "last_activity_at"),
     })
 }
 
@@ -192,7 +233,7 @@ pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
     Ok(Event {
         event_id: get(row, "event_id"),
         task_id: TaskId(get::<Uuid>(row, "task_id")),
-        at: get(row, "at"),
+        at: moment(row, "at"),
         event_type: word(row, "type")?,
         from_status: get(row, "from_status"),
         to_status: get(row, "to_status"),

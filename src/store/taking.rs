@@ -15,7 +15,7 @@ use super::{
     journal::Journal,
     leases::HeldLease,
     ledger::Claimed,
-    rows::{self, get},
+    rows::{self, get, moment},
     statement::{
         CHECK_SESSIONS, CLAIM_PULL_2_HELD, CLAIM_PULL_3_TAKE, CLAIM_PULL_4_SWITCH, GET_TASKS,
         KEEP_CLAIMS, Params,
@@ -200,7 +200,7 @@ impl Store {
         let mut lives = Lives::default();
         for row in *locked {
             let session: Uuid = get(row, "session_id");
-            let mut expires_at: Timestamp = get(row, "expires_at");
+            let mut expires_at = moment(row, "expires_at");
             // A claim in one statement may be on its way that goes by what was held before this one, and by who claimed.
             let is_crowded = self.ledger().is_crowded(SessionId(session));
             let claimer = if is_crowded { Uuid::now_v7() } else { self.ledger().claimer };
@@ -212,7 +212,7 @@ impl Store {
                 lives.claimers.push(claimer);
                 lives.switched.push(session);
                 lives.ages.push(age.as_secs_f64());
-                let renewed = get::<Timestamp>(row, "renewed_until").checked_sub(age);
+                let renewed = moment(row, "renewed_until").checked_sub(age);
                 expires_at = expires_at.max(renewed.unwrap_or(expires_at));
             }
             lives.expires.insert(SessionId(session), expires_at);

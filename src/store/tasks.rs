@@ -158,7 +158,7 @@ fn receipt(row: &Row) -> Result<StoredReceipt, StoreError> {
     Ok(StoredReceipt {
         lease: Lease(get(row, "lease")),
         agent_id: get(row, "agent_id"),
-        received_at: get(row, "received_at"),
+        received_at: rows::moment(row, "received_at"),
         receipt: rows::json(row, "body")?
             .ok_or_else(|| StoreError::Unknown { what: "a receipt without a body".into() })?,
     })

@@ -5,7 +5,12 @@ use std::collections::BTreeSet;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{db::Db, eventually, node::Node};
+use crate::support::{
+    db::Db,
+    eventually,
+    fleet::{host, replica},
+    node::Node,
+};
 
 fn titles(page: &Value) -> Vec<&str> {
     page["items"].as_array().unwrap().iter().map(|t| t["title"].as_str().unwrap()).collect()
@@ -338,5 +343,44 @@ async fn a_task_says_why_it_waits() {
     node.must(&format!("/api/v1/tasks/{id}/cancel"), json!({})).await;
     assert_eq!(node.task(&id).await["waiting_reason"], Value::Null);
     db.check_history().await;
+    node.stop().await;
+}
+
+/// PostgreSQL keeps moments that JSON and this program have no word for; they come by hand.
+#[tokio::test]
+async fn moments_out_of_this_world_break_no_list() {
+    let db = Db::new().await;
+    let node = Node::start(&db, "r", "").await;
+    node.register("a", &["agent:none"], 1).await;
+    let (first, last) = ("-009999-01-02T01:59:59Z", "9999-12-30T22:00:00.999999999Z");
+    for (moment, shown) in [
+        ("infinity", last),
+        ("9999-12-31 12:00:00Z", last),
+        ("294276-12-31 00:00:00Z", last),
+        ("-infinity", first),
+        ("4713-01-01 00:00:00Z BC", "-004712-01-01T00:00:00Z"),
+    ] {
+        let id = node.create("t", &[]).await;
+        db.execute(&format!(
+            "update fleet.tasks set run_at = '{moment}', last_activity_at = '{moment}', created_at = '{moment}'
+              where task_id = '{id}'"
+        ))
+        .await;
+        let task = node.task(&id).await;
+        for field in ["run_at", "last_activity_at", "created_at"] {
+            assert_eq!(task[field], shown, "{field} = {moment}");
+        }
+    }
+    let (status, page) = node.get("/api/v1/tasks").await;
+    assert_eq!((status.as_u16(), page["items"].as_array().unwrap().len()), (200, 5));
+    db.execute("update fleet.agents set registered_at = 'infinity'").await;
+    let (status, page) = node.get("/api/v1/agents").await;
+    assert_eq!((status.as_u16(), &page["items"][0]["registered_at"]), (200, &json!(last)));
+    // Parked for good.
+    replica(&db.store(), "other", &[host("h", &[], 1)]).await;
+    db.execute("update fleet.host_agents set parked_until = 'infinity'").await;
+    let (status, page) = node.get("/api/v1/hosts").await;
+    let until = &page["items"][0]["agents"][0]["parked_until"];
+    assert_eq!((status.as_u16(), until), (200, &json!("9999-12-30T00:00:00Z")));
     node.stop().await;
 }

@@ -268,6 +268,7 @@ async fn nonsense_is_refused_and_changes_nothing() {
         ("select fleet.enqueue('t', max_retries => 101)".to_owned(), "ZF400"),
         ("select fleet.enqueue('t', max_retries => null)".to_owned(), "ZF400"),
         ("select fleet.enqueue('t', run_at => 'infinity')".to_owned(), "ZF400"),
+        ("select fleet.enqueue('t', run_at => '9999-12-30')".to_owned(), "ZF400"),
         ("select fleet.enqueue('t', repo => '[1]')".to_owned(), "ZF400"),
         ("select fleet.enqueue('t', repo => '{\"full_name\": \"o/r\", \"ssh_url\": 1}')".to_owned(), "ZF400"),
         ("select fleet.enqueue('t', issue_url => E'a\\tb')".to_owned(), "ZF400"),
