@@ -1,4 +1,5 @@
--- Purpose: runs an ended task again, as POST …/retry does; the statement is sql/retry_task.sql itself.
+-- Purpose: runs an ended task again, as POST …/retry does; the statement is sql/retry_task.sql itself. What its issue said
+--          during its last lease is not applied here, as it is there: what that means is the coordinator's to decide.
 -- Locks:   the task, until the caller's transaction ends; then appends.
 create or replace function fleet.retry(task text, execution_mode text default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -17,4 +18,4 @@ begin
   perform pg_notify('fleet_wake', 'ready');
 end
 $$;
-comment on function fleet.retry(text, text) is 'Runs a failed, lost or cancelled task again, with all its retries; in another mode if one is given.';
+comment on function fleet.retry(text, text) is 'Runs a failed, lost or cancelled task again, with all its retries; in another mode if one is given. An edit of its issue that was kept during the last lease is not taken over, as POST …/retry does.';

@@ -4,10 +4,12 @@ use super::{
     Store, StoreError,
     connection::{begin, commit},
     error::retry,
+    issues,
     journal::{Journal, Line},
     rows::{get, word},
     statement::{
-        ASSIGN_TASK, CANCEL_TASK, FIND_EVENT_OF, FIND_TARGET, Params, RETRY_TASK, Statement,
+        ASSIGN_TASK, CANCEL_TASK, FIND_EVENT_OF, FIND_TARGET, LIST_PENDING_ISSUES, Params,
+        RETRY_TASK, Statement,
     },
     traced::Traced,
 };
@@ -53,7 +55,8 @@ impl Store {
         self.operate(task, done, actor, &CANCEL_TASK, &[&task.0, &actor.to_string(), &reason]).await
     }
 
-    /// Wants an ended task run again, if given in another mode from now on.
+    /// Wants an ended task run again, if given in another mode from now on. A newer state of its issue that waited is applied
+    /// in the same transaction.
     pub async fn retry_task(
         &self,
         task: TaskId,
@@ -145,6 +148,12 @@ impl Store {
                     .flatten(),
                 ..Line::default()
             });
+            if done.0 == EventType::Retried {
+                // What its issue said during a lease that a cancel ended, which applies nothing, has waited for this.
+                for row in LIST_PENDING_ISSUES.rows(&tx, &[&vec![task.0]]).await? {
+                    issues::apply(&tx, get(&row, "key"), &mut journal).await?;
+                }
+            }
             commit(tx).await?;
             journal.write();
             return Ok(Ok(()));

@@ -165,6 +165,29 @@ async fn a_kept_edit_is_applied_however_the_lease_ends() {
     end(db, node).await;
 }
 
+/// Its lease ended by a cancel, which applies nothing: the task was over.
+#[tokio::test]
+async fn a_kept_edit_is_applied_by_the_operators_retry() {
+    let (db, node) = house().await;
+    let issue = Issue::new(42).body("old body");
+    let id = issue.send("opened", &node).await["task_id"].as_str().unwrap().to_owned();
+    node.dequeue("coder", 5).await.unwrap();
+    let newest = issue.body("new body").labels(&["agent/docs", "priority/high"]).at(1);
+    assert_eq!(newest.send("label_updated", &node).await["result"], "updated");
+    node.must(&format!("/api/v1/tasks/{id}/cancel"), json!({})).await;
+    assert_eq!(node.task(&id).await["body"], "old body");
+    let again = node.must(&format!("/api/v1/tasks/{id}/retry"), json!({})).await;
+    assert_eq!((&again["status"], &again["body"]), (&json!("created"), &json!("new body")));
+    assert_eq!(again["priority"], "high");
+    assert!(node.dequeue("coder", 0).await.is_none());
+    let next = node.dequeue("writer", 5).await.unwrap();
+    assert_eq!((&next["task_id"], &next["body"]), (&json!(id), &json!("new body")));
+    let applied = "select count(*) from fleet.tasks t join fleet.forge_issues f using (key)
+                    where t.issue_version = f.version";
+    assert_eq!(db.count(applied).await, 1);
+    end(db, node).await;
+}
+
 #[tokio::test]
 async fn losing_the_last_requirement_cancels_and_one_put_back_restarts() {
     let (db, node) = house().await;
