@@ -222,6 +222,33 @@ async fn a_delivery_that_comes_again_does_not_win_again() {
     end(db, nodes).await;
 }
 
+/// Two hooks tell the same, each under an id of its own.
+#[tokio::test]
+async fn a_state_that_another_hook_tells_again_does_not_win_again() {
+    let (db, nodes) = replicas().await;
+    let issue = Issue::new(1);
+    let told = |title: &str, at| issue.clone().title(title).at(at).delivery("edited");
+    let [first, second, third] = ["first", "second", "third"].map(|title| told(title, 1));
+    for delivery in [&first, &second, &third] {
+        delivery.send(&nodes[0]).await;
+    }
+    for delivery in [&first, &second, &third] {
+        let reply = delivery.replayed().send(&nodes[1]).await;
+        assert_eq!(reply["result"], "duplicate");
+        assert_eq!(nodes[0].task("org/repo#1").await["title"], "third");
+    }
+    // The next second begins anew.
+    let [first, second] = ["first", "second"].map(|title| told(title, 2));
+    for (delivery, title) in [(&first, "first"), (&second, "second")] {
+        assert_eq!(delivery.send(&nodes[0]).await["result"], "updated");
+        assert_eq!(nodes[0].task("org/repo#1").await["title"], title);
+    }
+    assert_eq!(first.replayed().send(&nodes[1]).await["result"], "duplicate");
+    let kept = "select cardinality(recent_hashes)::bigint from fleet.forge_issues";
+    assert_eq!(db.count(kept).await, 1, "only those of this second, without the last");
+    end(db, nodes).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_that_arrive_together_are_committed_together_and_hurt_no_others() {
     let db = Db::new().await;
