@@ -63,30 +63,10 @@ impl Shared for Create {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        model::{Actor, ExecutionMode, Priority, Source},
-        store::NewTask,
-    };
+    use crate::{model::Actor, store::NewTask};
 
     fn request(tasks: usize, body: usize) -> Create {
-        let task = NewTask {
-            key: None,
-            source: Source::Api,
-            title: "t".to_owned(),
-            body: "x".repeat(body),
-            labels: Vec::new(),
-            capabilities: Vec::new(),
-            priority: Priority::from_rank(1),
-            execution_mode: ExecutionMode::Undecided,
-            max_retries: 0,
-            timeout_secs: 60,
-            run_at: None,
-            repo: None,
-            issue_url: None,
-            issue_version: None,
-            issue_open: None,
-            traceparent: None,
-        };
+        let task = NewTask { body: "x".repeat(body), ..NewTask::for_test() };
         let actor = Actor::Operator("operator");
         Create(NewRequest { tasks: vec![task; tasks], idempotency_key: None, actor })
     }

@@ -98,21 +98,19 @@ pub struct NewRequest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_has_the_hash_that_databases_are_full_of() {
-        let mut task = NewTask {
+impl NewTask {
+    /// A task of an API's that requires nothing.
+    pub(crate) fn for_test() -> Self {
+        Self {
             key: None,
             source: Source::Api,
-            title: "a \"title\"".to_owned(),
-            body: "a body \u{1f600}".to_owned(),
-            labels: vec!["b".to_owned(), "a".to_owned()],
-            capabilities: vec!["agent:code".to_owned()],
-            priority: Priority::from_rank(3),
-            execution_mode: ExecutionMode::HttpPull,
-            max_retries: 2,
+            title: "t".to_owned(),
+            body: String::new(),
+            labels: Vec::new(),
+            capabilities: Vec::new(),
+            priority: Priority::from_rank(1),
+            execution_mode: ExecutionMode::Undecided,
+            max_retries: 0,
             timeout_secs: 60,
             run_at: None,
             repo: None,
@@ -120,6 +118,25 @@ mod tests {
             issue_version: None,
             issue_open: None,
             traceparent: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_the_hash_that_databases_are_full_of() {
+        let mut task = NewTask {
+            title: "a \"title\"".to_owned(),
+            body: "a body \u{1f600}".to_owned(),
+            labels: vec!["b".to_owned(), "a".to_owned()],
+            capabilities: vec!["agent:code".to_owned()],
+            priority: Priority::from_rank(3),
+            execution_mode: ExecutionMode::HttpPull,
+            max_retries: 2,
+            ..NewTask::for_test()
         };
         let hash = "79df85e889edd4272de18d12f3f9044a401d0d860de7554734a7129b9eb627e8";
         assert_eq!(hex::encode(task.request_hash()), hash);

@@ -265,8 +265,14 @@ async fn with_as_many_requests_as_may_be_others_are_refused_but_not_polls_heartb
     node.stop().await;
 }
 
-/// A list of tasks that takes until `gate` gives way, or for 15 s; what is held and completed meanwhile is not touched by it.
-async fn slow_lists(db: &Db, node: &Node) -> tokio_postgres::Client {
+/// A replica with four connections and ten tasks for its one agent. A list of tasks takes until the gate beside it gives way, or for
+/// 15 s; what is held and completed meanwhile is not touched by it.
+async fn slow_lists(db: &Db) -> (Node, tokio_postgres::Client) {
+    let node = Node::start(db, "r", "[database]\nmax_connections = 4\n").await;
+    node.register("good", &[], 1).await;
+    for n in 0..10 {
+        node.create(&format!("t{n}"), &[]).await;
+    }
     node.create("makes lists slow", &["agent:slow"]).await;
     db.execute(
         "create or replace function fleet.waiting_reason(status text, execution_mode text, holder uuid, required text[], lane_id bigint)
@@ -281,7 +287,7 @@ async fn slow_lists(db: &Db, node: &Node) -> tokio_postgres::Client {
     .await;
     let gate = db.connect().await;
     gate.execute("select pg_advisory_lock(42)", &[]).await.unwrap();
-    gate
+    (node, gate)
 }
 
 /// How many lists of tasks are being read.
@@ -306,12 +312,7 @@ async fn work_beside_a_list(db: &Db, node: &Node, tasks: usize) {
 #[tokio::test]
 async fn who_hangs_up_leaves_no_query_on_a_connection_of_others() {
     let db = Db::new().await;
-    let node = Node::start(&db, "r", "[database]\nmax_connections = 4\n").await;
-    node.register("good", &[], 1).await;
-    for n in 0..10 {
-        node.create(&format!("t{n}"), &[]).await;
-    }
-    let gate = slow_lists(&db, &node).await;
+    let (node, gate) = slow_lists(&db).await;
     let reader = sent(&node.url, "GET /api/v1/tasks HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     let (own, servers) = (reader.local_addr().unwrap().port(), reader.peer_addr().unwrap().port());
     eventually("the list is being read", async || (lists(&db).await == 1).then_some(())).await;
@@ -337,12 +338,7 @@ async fn who_hangs_up_leaves_no_query_on_a_connection_of_others() {
 #[tokio::test]
 async fn searches_leave_connections_to_others_and_those_too_many_are_told_to_come_back() {
     let db = Db::new().await;
-    let node = Node::start(&db, "r", "[database]\nmax_connections = 4\n").await;
-    node.register("good", &[], 1).await;
-    for n in 0..10 {
-        node.create(&format!("t{n}"), &[]).await;
-    }
-    let gate = slow_lists(&db, &node).await;
+    let (node, gate) = slow_lists(&db).await;
     let mut asked = FuturesUnordered::new();
     asked.push(get(&node, "/api/v1/tasks"));
     let seen = eventually("the list is being read", async || (lists(&db).await == 1).then_some(()));

@@ -132,6 +132,11 @@ async fn backoff_is_counted_by_the_databases_clock_and_doubles() {
     db.check_history().await;
 }
 
+/// A run of this command that is about to start.
+fn run(command: &[String]) -> NewRun<'_> {
+    NewRun { command, prompt_via: "stdin", output: "raw", work_dir: "/nowhere", timeout_secs: 9 }
+}
+
 #[tokio::test]
 async fn a_run_is_recorded_only_under_its_lease_and_before_it_begins() {
     let db = Db::new().await;
@@ -139,13 +144,8 @@ async fn a_run_is_recorded_only_under_its_lease_and_before_it_begins() {
     create(&store, task(&[], Mode::SshCli), 3).await;
     let (boot, slots) = replica(&store, "r", &[host("h", &[], 3)]).await;
     let held = push(&store, boot, &[slots["h"]]).await;
-    let run = NewRun {
-        command: &["true".to_owned()],
-        prompt_via: "stdin",
-        output: "raw",
-        work_dir: "/nowhere",
-        timeout_secs: 9,
-    };
+    let command = ["true".to_owned()];
+    let run = run(&command);
     let foreign = HeldLease { holder: SessionId(Uuid::now_v7()), ..held[0] };
     for wrong in [foreign, HeldLease { lease: next(held[0].lease), ..held[0] }] {
         assert!(!store.insert_run(&wrong, &run).await.unwrap());
@@ -172,13 +172,8 @@ async fn output_that_comes_while_its_run_is_called_off_does_not_revive_it() {
     create(&store, task(&[], Mode::SshCli), 1).await;
     let (boot, slots) = replica(&store, "r", &[host("h", &[], 1)]).await;
     let held = push(&store, boot, &[slots["h"]]).await[0];
-    let run = NewRun {
-        command: &["true".to_owned()],
-        prompt_via: "stdin",
-        output: "raw",
-        work_dir: "/nowhere",
-        timeout_secs: 9,
-    };
+    let command = ["true".to_owned()];
+    let run = run(&command);
     assert!(store.insert_run(&held, &run).await.unwrap());
     assert!(store.append_run_output(&held, held.lease, 0, b"one\n").await.unwrap());
     let other = db.connect().await;
