@@ -10,6 +10,7 @@ use std::{collections::HashMap, time::Duration};
 use super::{
     PullClaims, Store, StoreError, Waiter,
     claims::claimed_line,
+    connection::rows_planned,
     error::retry,
     journal::Journal,
     ledger::{Claimed, Registered},
@@ -59,7 +60,7 @@ impl Store {
             visit.settle(HashMap::new());
             return Ok(None);
         };
-        let client = self.client().await?;
+        let mut client = self.client().await?;
         // Others are to look further down.
         let _head = self.crowd().take_head(1);
         let ask: Params<'_> = &[
@@ -72,8 +73,7 @@ impl Store {
             &self.ledger().claimer,
         ];
         *unheard = true;
-        // Its own transaction, which its answer says is committed.
-        let claiming = CLAIM_PULL_AT_ONCE.rows(&client, ask).await;
+        let claiming = rows_planned(&mut client, &CLAIM_PULL_AT_ONCE, ask).await;
         let found = claiming.inspect_err(|_| self.ready().forget())?;
         let mut journal = Journal::default();
         let mut claims = PullClaims::default();

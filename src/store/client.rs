@@ -48,8 +48,9 @@ pub(super) struct Transaction<'a> {
 const BEGIN: &str = "BEGIN";
 const COMMIT: &str = "COMMIT";
 const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// Until such a transaction ends, statements are run by the plans that they have. Where few rows are asked for, PostgreSQL
-/// would plan anew each time, and planning the statements of a claim takes longer than running them.
+/// Until such a transaction ends, statements are run by the plans that they have. PostgreSQL would plan them anew each time where
+/// few rows are asked for, or when the tables have grown since the first few plans were made, which it goes on comparing with.
+/// Planning the statements of a claim takes about as long as running them.
 const BEGIN_PLANNED: &str = "BEGIN; set local plan_cache_mode = force_generic_plan";
 
 /// What statements run on.
@@ -185,6 +186,22 @@ pub(super) async fn begin_planned(client: &mut Client) -> Result<Transaction<'_>
     let tx = open(client);
     tx.begin_planned().await?;
     Ok(tx)
+}
+
+/// Runs one statement for its rows, by the plan that there is, as a transaction of its own, in one round trip. An error may mean
+/// that it was committed all the same, and so it may be repeated.
+pub(super) async fn rows_planned(
+    client: &mut Client,
+    statement: &Statement,
+    params: Params<'_>,
+) -> Result<Vec<Row>, StoreError> {
+    statement.prepare(client).await?;
+    let tx = open(client);
+    tx.commit_behind(async {
+        let ((), rows) = tokio::try_join!(biased; tx.begin_planned(), statement.rows(&tx, params))?;
+        Ok(rows)
+    })
+    .await
 }
 
 /// Begins a transaction that only reads, all of it as of one moment.

@@ -12,7 +12,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio_postgres::{Client as Session, Row, SimpleQueryMessage};
 
 pub(super) use super::client::{
-    GenericClient, Transaction, begin, begin_planned, begin_snapshot, commit, open,
+    GenericClient, Transaction, begin, begin_planned, begin_snapshot, commit, open, rows_planned,
 };
 use super::{
     StoreError,

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     EndLease, Ended, PullClaims, Store, StoreError, Waiter, Worked,
     claims::claimed_line,
+    connection::rows_planned,
     ending::{ended_line, is_completed, receipt_hash},
     journal::Journal,
     ledger::Claimed,
@@ -166,11 +167,10 @@ impl Store {
             &(0..).take(turns.len()).collect::<Vec<i64>>(),
             &self.ledger().claimer,
         ];
-        let client = self.client().await?;
+        let mut client = self.client().await?;
         // Others are to look further down.
         let _head = self.crowd().take_head(turns.len());
-        // Its own transaction, which its answer says is committed.
-        let claiming = CLAIM_PULL_NEXT.rows(&client, ask).await;
+        let claiming = rows_planned(&mut client, &CLAIM_PULL_NEXT, ask).await;
         drop(client);
         let rows = claiming.inspect_err(|_| self.ready().forget())?;
 

@@ -121,6 +121,40 @@ async fn all_that_complete_take_the_next_ones_in_the_order_of_the_queue() {
     db.check_history().await;
 }
 
+/// PostgreSQL goes on comparing with the plans that it made first, when the tables were empty, so it may plan anew each time.
+#[tokio::test]
+async fn claims_and_completions_and_creations_are_run_by_the_plans_that_there_are() {
+    let db = Db::new().await;
+    let store = db.store();
+    let (session, held) = busy(&store, "a", 1).await;
+    let (second, _) = busy(&store, "b", 2).await;
+    db.execute(
+        "create table public.modes (mode text);
+         grant insert on public.modes to public;
+         create function public.note() returns trigger language plpgsql as
+           $$begin insert into public.modes values (current_setting('plan_cache_mode')); return null; end$$;
+         create trigger note after insert or update on fleet.tasks for each statement execute function public.note()",
+    )
+    .await;
+    let mut seen = 0;
+    let mut planned = async |what: &str| {
+        let rows = db.rows("select mode from public.modes", &[]).await;
+        assert!(rows.len() > seen, "{what}");
+        seen = rows.len();
+        for row in rows {
+            assert_eq!(row.get::<_, &str>(0), "force_generic_plan", "{what}");
+        }
+    };
+    hinted(&store, vec![task(&[], Mode::Undecided); 2]).await;
+    planned("a creation").await;
+    let worked = work(&store, &[done("a", held)], &[session]).await;
+    assert_eq!((served(&db).await, worked.claims.claimed.len()), (1, 1));
+    planned("a completion with the next claim").await;
+    let claims = store.claim_at_once(&Waiter::one(second)).await.unwrap();
+    assert_eq!((served(&db).await, claims.claimed.len()), (2, 1));
+    planned("a claim").await;
+}
+
 /// The other store was not the last to claim for these sessions.
 #[tokio::test]
 async fn it_leaves_the_same_as_the_statements_in_full() {

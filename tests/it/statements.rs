@@ -165,21 +165,6 @@ async fn a_claim_in_one_statement_takes_its_rows_by_their_ids_also_when_none_was
     }
 }
 
-/// It is sent without a `begin` that says so, and to plan it takes longer than to run it.
-#[tokio::test]
-async fn a_claim_in_one_statement_is_soon_run_by_the_plan_that_there_is() {
-    let db = stale_backlog().await;
-    db.execute("analyze fleet.tasks; analyze fleet.lanes").await;
-    for (name, values) in [("claim_pull_at_once", AT_ONCE), ("claim_pull_next", NEXT)] {
-        db.execute(&format!("deallocate all; prepare kept as {}", sql(name))).await;
-        for _ in 0..10 {
-            db.execute(&format!("execute kept({values})")).await;
-        }
-        let kept = "select generic_plans from pg_prepared_statements where name = 'kept'";
-        assert_eq!(db.count(kept).await, 5, "{name}");
-    }
-}
-
 #[tokio::test]
 async fn sessions_are_locked_for_a_claim_by_their_ids_also_by_a_plan_made_for_few() {
     let db = Db::new().await;
