@@ -26,8 +26,8 @@ use crate::support::{
     fleet::{HOUR, NOW, agent, complete, completion, create, ending, hinted, operator, pull, task},
 };
 
-/// Stands between a store and its database. Once armed, the answer to the next COMMIT, or to a transaction of one statement, is lost
-/// with its connection; or it waits until it is let go, or the statement itself does.
+/// Stands between a store and its database. Once armed, the answer to the next COMMIT is lost with its connection; or it waits until
+/// it is let go, or a statement itself does.
 struct Line {
     fault: Arc<Fault>,
     store: Store,
@@ -38,10 +38,13 @@ struct Fault {
     armed: AtomicBool,
     is_delay: AtomicBool,
     is_hold: AtomicBool,
-    /// What the statement says that is a transaction of its own; else COMMIT.
+    /// What the statement says that is to wait; else COMMIT.
     said: Mutex<Option<Vec<u8>>>,
     go_on: Notify,
 }
+
+/// The end of the answer to a COMMIT, and that the server is ready for the next.
+const DONE: &[u8] = b"COMMIT\0Z\0\0\0\x05I";
 
 /// A stream of bytes, by whatever way the server is reached.
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -81,12 +84,6 @@ impl Line {
         self.fault.armed.store(true, Ordering::SeqCst);
     }
 
-    /// The same for the next statement with such a parameter, which is its own transaction.
-    fn arm_for(&self, parameter: &[u8]) {
-        *self.fault.said.lock().unwrap() = Some(parameter.to_vec());
-        self.arm();
-    }
-
     fn was_cut(&self) -> bool {
         !self.fault.armed.load(Ordering::SeqCst)
     }
@@ -99,8 +96,9 @@ impl Line {
 
     /// The next statement with such a parameter waits.
     fn hold(&self, parameter: &[u8]) {
+        *self.fault.said.lock().unwrap() = Some(parameter.to_vec());
         self.fault.is_hold.store(true, Ordering::SeqCst);
-        self.arm_for(parameter);
+        self.arm();
     }
 
     /// Lets it go.
@@ -126,8 +124,12 @@ async fn carry(mut client: TcpStream, mut server: Box<dyn Wire>, fault: Arc<Faul
                 }
                 if commits && fault.armed.swap(false, Ordering::SeqCst) {
                     if !fault.is_delay.load(Ordering::SeqCst) {
-                        // It is answered once it is done; then nobody hears of it.
-                        let _ = server.read(&mut down).await;
+                        // It is answered once it is done, behind what was sent before it; then nobody hears of it.
+                        let mut heard = Vec::new();
+                        while !heard.ends_with(DONE) {
+                            let Ok(count @ 1..) = server.read(&mut down).await else { return };
+                            heard.extend_from_slice(&down[..count]);
+                        }
                         return;
                     }
                     fault.go_on.notified().await;
@@ -177,7 +179,7 @@ async fn a_claim_at_once_that_went_through_is_told() {
     create(&line.store, task(&[], Mode::HttpPull), 1).await;
     complete(&line.store, pull(&line.store, session).await.unwrap()).await;
     let made = hinted(&line.store, vec![task(&[], Mode::Undecided); 2]).await;
-    line.arm_for(session.0.as_bytes());
+    line.arm();
     let claims = line.store.claim_at_once(&Waiter::one(session)).await.unwrap();
     assert!(line.was_cut());
     assert_eq!(claims.claimed[0].1, made[0]);
@@ -193,7 +195,7 @@ async fn a_completion_and_the_next_claim_that_went_through_together_are_told() {
     create(&line.store, task(&[], Mode::HttpPull), 1).await;
     let held = pull(&line.store, session).await.unwrap();
     let made = hinted(&line.store, vec![task(&[], Mode::Undecided); 2]).await;
-    line.arm_for(session.0.as_bytes());
+    line.arm();
     let worked = line.store.work(&[completion(held)], NOW, &[Waiter::one(session)]).await.unwrap();
     assert!(line.was_cut());
     assert_eq!(worked.ended, [Ended::Before]);
