@@ -51,7 +51,7 @@ async fn who_completes_gets_the_next_task_also_when_the_lanes_are_forgotten_whil
             store.work(&ends, Duration::ZERO, &[Waiter::one(session)]).await.unwrap()
         }
     };
-    let worked = forget_lanes_under(&db, &store, completing).await;
+    let worked = Box::pin(forget_lanes_under(&db, &store, completing)).await;
     assert_eq!(worked.ended, [Ended::Now(Status::Completed)]);
     assert_eq!(worked.claims.claimed.len(), 1);
 }
